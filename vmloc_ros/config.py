@@ -1,0 +1,258 @@
+"""The node's and the pipeline's configuration: one typed default per knob, and its explanation.
+
+`config/localizer.yaml` and the ROS parameters are generated from these classes. Unknown keys are refused with the
+nearest name that exists.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vmloc_ros.errors import ConfigError
+
+
+class StrictModel(BaseModel):
+    """A section: immutable, no unknown keys, no NaN, no silent conversion from text to number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+class FrameNames(StrictModel):
+    map: str = Field("map", description="Fixed frame of the model's map.")
+    odom: str = Field("odom", description="Frame of the odometry; what `map -> odom` is published to.")
+    base: str = Field("base_link", description="The robot's body; the odometry's child frame must be this one.")
+    camera: str = Field(
+        "", description="Optical frame of the camera; empty: the image's own frame_id (or camera_info's)."
+    )
+
+
+class TopicNames(StrictModel):
+    """Names in bags (`vmloc localize`) and of the node's relative subscriptions, which can be remapped as well."""
+
+    image: str = Field("image", description="sensor_msgs/Image or, if it ends in /compressed, CompressedImage.")
+    camera_info: str = Field("camera_info", description="sensor_msgs/CameraInfo of that image.")
+    depth: str = Field("depth", description="sensor_msgs/Image 16UC1 (mm) or 32FC1 (m), registered to the image.")
+    points: str = Field("points", description="sensor_msgs/PointCloud2 of the lidar.")
+    scan: str = Field("scan", description="sensor_msgs/LaserScan of a planar (push-broom) scanner.")
+    odom: str = Field("odom", description="nav_msgs/Odometry.")
+    ground_truth: str = Field("ground_truth", description="nav_msgs/Odometry in the map, if a bag has it: for reports.")
+
+
+class InputConfig(StrictModel):
+    use_image: bool = Field(True, description="Subscribe to the camera.")
+    depth_source: Literal["points", "scan", "depth", "none"] = Field(
+        "points", description="Where depth comes from: a 3-D lidar, a planar scanner, a depth camera, or nowhere."
+    )
+    image_rectified: bool = Field(
+        True, description="True: images are rectified, use P and no distortion. False: use K and D and undistort."
+    )
+    constant_image_deviation: float = Field(
+        1.0, ge=0.0, description="An image whose grey values deviate less than this (of 255) counts as absent."
+    )
+    min_depth_returns: int = Field(
+        30, ge=1, description="A depth image with fewer returns than this counts as absent."
+    )
+
+
+class PairingConfig(StrictModel):
+    overdue_s: float = Field(
+        0.25, gt=0.0, description="A partner that is this late (on data time) is not waited for any longer."
+    )
+    tolerance_s: float = Field(
+        0.02, ge=0.0, description="Image and depth image closer than this are of the same instant."
+    )
+
+
+class ProjectionConfig(StrictModel):
+    kind: Literal["pinhole", "cylindrical"] = Field(
+        "pinhole", description="Into the camera's own view, or the paper's cylindrical image around the lidar."
+    )
+    width: int = Field(256, ge=8, le=4096, description="Columns of the depth image made from points.")
+    height: int = Field(192, ge=8, le=4096, description="Rows of the depth image made from points.")
+    min_range_m: float = Field(0.5, ge=0.0, description="Nearer returns (the robot itself) are dropped.")
+    max_range_m: float = Field(80.0, gt=0.0, description="Farther returns are dropped.")
+    accumulate: Literal["past", "around"] = Field(
+        "past", description="Clouds before the image only, or on both sides (push-broom; holds the frame back)."
+    )
+    window_s: float = Field(
+        0.15, gt=0.0, description="How far from the image clouds are taken; `around`: on each side."
+    )
+    max_points: int = Field(500_000, ge=1, description="More accumulated points than this: the oldest are dropped.")
+    motion_compensation: bool = Field(
+        True, description="Move every cloud to the image's instant by the odometry. False: use points as they are."
+    )
+
+
+class ExtrinsicsConfig(StrictModel):
+    """Mountings given by hand, as `x y z qx qy qz qw`; empty: from /tf_static."""
+
+    base_to_camera: list[float] = Field(
+        default_factory=list, description="T_base_camera (optical frame) as x y z qx qy qz qw; empty: /tf_static."
+    )
+    base_to_lidar: list[float] = Field(
+        default_factory=list, description="T_base_lidar as x y z qx qy qz qw; empty: /tf_static."
+    )
+
+
+class ModelConfig(StrictModel):
+    path: str = Field("", description="Folder of the trained model (model.safetensors, card.yaml). Required.")
+    device: str = Field("auto", description="auto, cpu or cuda:n.", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    threads: int = Field(
+        0, ge=0, description="CPU threads of the network; 0: all cores less one, which the callbacks need."
+    )
+    max_pending_frames: int = Field(
+        2, ge=1, description="Frames that wait for the network; a further one drops the oldest as stale."
+    )
+
+
+class FilterConfig(StrictModel):
+    window_s: float = Field(3.0, gt=0.0, description="History kept for late measurements.")
+    noise_m_per_m: float = Field(
+        0.03, ge=0.0, description="Odometry position deviation per metre driven (white, per sqrt(m))."
+    )
+    noise_rad_per_m: float = Field(0.004, ge=0.0, description="Odometry rotation deviation per sqrt(metre).")
+    noise_rad_per_rad: float = Field(0.03, ge=0.0, description="Odometry rotation deviation per sqrt(radian) turned.")
+    noise_m_per_s: float = Field(0.005, ge=0.0, description="Position deviation per sqrt(second), also when standing.")
+    noise_rad_per_s: float = Field(0.001, ge=0.0, description="Rotation deviation per sqrt(second).")
+    use_twist_covariance: bool = Field(
+        False, description="Take increment noise from the twist covariance x dt where it is given and positive."
+    )
+    measurement_inflation: float = Field(
+        1.0, ge=1.0, description="Multiplies the measurements' covariance: their errors are correlated in time."
+    )
+    student_t_dof: float = Field(
+        0.0, ge=0.0, description="Degrees of freedom of the robust Student-t weight inside the gate; 0: off (Gaussian)."
+    )
+    gate_probability: float = Field(
+        0.9999, gt=0.5, lt=1.0, description="A measurement outside this share of its distribution is gated."
+    )
+    relocalize_after: int = Field(
+        8, ge=2, description="So many gated measurements in a row that agree among themselves re-initialise the filter."
+    )
+    initialize_after: int = Field(
+        3, ge=1, description="So many measurements that agree among themselves start the filter."
+    )
+    future_tolerance_s: float = Field(
+        0.5, ge=0.0, description="A measurement further than this ahead of the newest data is refused."
+    )
+    max_odometry_gap_s: float = Field(
+        1.0, gt=0.0, description="A longer silence of the odometry is bridged with `gap_noise_m_per_s`, and counted."
+    )
+    gap_noise_m_per_s: float = Field(3.0, ge=0.0, description="Position deviation per second of an odometry gap.")
+    gap_noise_rad_per_s: float = Field(0.3, ge=0.0, description="Rotation deviation per second of an odometry gap.")
+    max_speed_m_per_s: float = Field(
+        60.0, gt=0.0, description="An odometry increment faster than this is a jump: refused and counted."
+    )
+    max_turn_rad_per_s: float = Field(
+        10.0, gt=0.0, description="An odometry increment that turns faster than this is a jump: refused and counted."
+    )
+    dead_reckoning_after_s: float = Field(
+        1.0, gt=0.0, description="No fused measurement for so long: the mode is DEAD_RECKONING."
+    )
+    lost_after_s: float = Field(
+        60.0, gt=0.0, description="No fused measurement for so long, or this long without odometry and measurements: LOST."
+    )
+    lost_odometry_gap_s: float = Field(
+        3.0, gt=0.0, description="No odometry and no fused measurement for so long: LOST, and the TF stops."
+    )
+
+
+class OutputConfig(StrictModel):
+    publish_tf: Literal["map_odom", "map_base", "none"] = Field(
+        "map_odom", description="map_odom (REP-105), map_base (only where nobody publishes odom -> base_link) or none."
+    )
+    publish_odom_tf: bool = Field(
+        False, description="Also broadcast odom -> base_link from the odometry, for bags that carry none."
+    )
+    path_length: int = Field(2000, ge=1, description="Poses kept in ~/path.")
+    path_rate_hz: float = Field(1.0, gt=0.0, description="How often ~/path is published.")
+    heartbeat_s: float = Field(0.5, gt=0.0, description="A status is published at least so often (data time).")
+    publish_projected_depth: bool = Field(True, description="Publish ~/projected_depth where somebody listens.")
+
+
+class LocalizerConfig(StrictModel):
+    """Everything the pipeline and the node can be told."""
+
+    frames: FrameNames = Field(default_factory=FrameNames)
+    topics: TopicNames = Field(default_factory=TopicNames)
+    input: InputConfig = Field(default_factory=InputConfig)
+    pairing: PairingConfig = Field(default_factory=PairingConfig)
+    projection: ProjectionConfig = Field(default_factory=ProjectionConfig)
+    extrinsics: ExtrinsicsConfig = Field(default_factory=ExtrinsicsConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    filter: FilterConfig = Field(default_factory=FilterConfig)
+    output: OutputConfig = Field(default_factory=OutputConfig)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping, by `safe_load`.
+
+    Raises:
+        ConfigError: missing, not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold a mapping of names to values, not a {type(content).__name__}")
+    return content
+
+
+def parse(model: type[Model], values: dict[str, Any], source: str) -> Model:
+    """Values checked against a configuration class.
+
+    Raises:
+        ConfigError: names the source, the key and, for an unknown key, the nearest that exists.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            if item["type"] == "extra_forbidden":
+                nearest = difflib.get_close_matches(key, sorted(flat_names(model)), n=1, cutoff=0.5)
+                problems.append(f"unknown key {key!r}" + (f" (did you mean {nearest[0]!r}?)" if nearest else ""))
+            else:
+                problems.append(f"{key}: {item['msg']} (got {item.get('input')!r})")
+        raise ConfigError(f"{source}: " + "; ".join(problems)) from error
+
+
+def flat_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All leaf keys of a configuration class, sections joined by dots."""
+    names: list[str] = []
+    for name, info in model.model_fields.items():
+        inner = info.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            names += flat_names(inner, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def load_config(path: Path) -> LocalizerConfig:
+    """Reads a parameter file: ROS 2's layout (`node: ros__parameters: ...`) or the sections alone."""
+    return parse(LocalizerConfig, ros_parameters(read_yaml(path), str(path)), str(path))
+
+
+def ros_parameters(content: dict[str, Any], source: str) -> dict[str, Any]:
+    """The sections inside a ROS 2 parameter file, or the content itself where it is not one."""
+    holders = [v for v in content.values() if isinstance(v, dict) and "ros__parameters" in v]
+    if not holders:
+        return content
+    if len(holders) > 1:
+        raise ConfigError(f"{source}: holds parameters of several nodes; give a file with one")
+    parameters = dict(holders[0]["ros__parameters"])
+    parameters.pop("use_sim_time", None)  # rclpy's own
+    return parameters

@@ -1,0 +1,1 @@
+"""The networks of the papers, as torch modules that know nothing of datasets or ROS."""

@@ -1,0 +1,1 @@
+"""The only place that imports rclpy and message packages: convert, call, publish."""
