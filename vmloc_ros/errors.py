@@ -16,7 +16,14 @@ class GeometryError(VmlocError):
 
 
 class MessageError(VmlocError):
-    """A sensor message whose sizes disagree, whose encoding is unknown, or that is truncated or empty."""
+    """A sensor message whose sizes disagree, whose encoding is unknown, or that is truncated or empty.
+
+    `reason` is a short key for counters (`empty`, `sizes`, `not_finite`, ...).
+    """
+
+    def __init__(self, message: str, reason: str = "malformed") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class CameraError(VmlocError):
