@@ -1,0 +1,367 @@
+"""From stored messages to the frame that a network sees; the same code online, in replay and in training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmloc_ros.accumulation import accumulate
+from vmloc_ros.camera import Rectifier
+from vmloc_ros.clock import ClockVerdict, DataClock
+from vmloc_ros.clouds import Cloud, decode_cloud
+from vmloc_ros.config import LocalizerConfig
+from vmloc_ros.datasets.base import Recording
+from vmloc_ros.errors import CameraError, MessageError, TransformError
+from vmloc_ros.extrinsics import Extrinsics, pose_from_list
+from vmloc_ros.geometry import Array, inverse
+from vmloc_ros.images import decode_depth, decode_image
+from vmloc_ros.odometry import OdometryBuffer
+from vmloc_ros.pairing import Pairing
+from vmloc_ros.projection import project_cylindrical, project_pinhole
+from vmloc_ros.types import (
+    CameraInfo,
+    EncodedImage,
+    Event,
+    EventKind,
+    Frame,
+    FrameKey,
+    Modality,
+    PinholeIntrinsics,
+    RawCloud,
+    RawImage,
+    RawScan,
+)
+
+KEPT_MESSAGES = 64
+"""Images kept while their frames wait; at 30 Hz two seconds."""
+KEPT_NS = 25_000_000_000
+"""How long clouds are kept: longer than the longest window around an image."""
+CONSTANT_STRIDE = 4
+"""Every so many pixels are looked at to see whether an image is constant."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameParts:
+    """The messages of one frame, taken out of the store so that they can be decoded without holding its lock."""
+
+    key: FrameKey
+    image: RawImage | EncodedImage | None
+    depths: tuple[RawImage | EncodedImage | RawCloud | RawScan, ...]
+    info: CameraInfo | None
+    odometry: OdometryBuffer
+
+
+class Store:
+    """Recent messages by stamp, bounded."""
+
+    def __init__(self) -> None:
+        self._images: dict[int, RawImage | EncodedImage] = {}
+        self._depths: dict[int, RawImage | EncodedImage | RawCloud | RawScan] = {}
+        self.info: CameraInfo | None = None
+
+    def clear(self) -> None:
+        """Drops the messages; the calibration stays."""
+        self._images.clear()
+        self._depths.clear()
+
+    def add_image(self, payload: RawImage | EncodedImage) -> None:
+        self._images[payload.stamp_ns] = payload
+        while len(self._images) > KEPT_MESSAGES:
+            del self._images[min(self._images)]
+
+    def add_depth(self, payload: RawImage | EncodedImage | RawCloud | RawScan, keep_ns: int) -> None:
+        self._depths[payload.stamp_ns] = payload
+        oldest = max(self._depths) - keep_ns
+        for stamp_ns in [stamp for stamp in self._depths if stamp < oldest]:
+            del self._depths[stamp_ns]
+
+    def gather(self, key: FrameKey, odometry: OdometryBuffer) -> FrameParts:
+        """The messages of a frame; those that have been dropped meanwhile are simply not there."""
+        image = None if key.image_stamp_ns is None else self._images.get(key.image_stamp_ns)
+        depths = tuple(self._depths[stamp] for stamp in key.depth_stamps_ns if stamp in self._depths)
+        return FrameParts(key, image, depths, self.info, odometry)
+
+
+class Assembler:
+    """Decodes, rectifies and projects. Not thread-safe: it belongs to the one worker."""
+
+    def __init__(self, config: LocalizerConfig, extrinsics: Extrinsics, model_camera: PinholeIntrinsics | None) -> None:
+        """
+        Args:
+            config: of the whole localizer.
+            extrinsics: shared with whoever receives /tf_static.
+            model_camera: the camera that the model was trained with: the view in which depth is shown as long as no
+                camera_info has come (a robot that has only its lidar).
+        """
+        self._config = config
+        self._extrinsics = extrinsics
+        self._model_camera = model_camera
+        self._rectifier: tuple[CameraInfo, Rectifier] | None = None
+        self._decoded: dict[int, Cloud] = {}
+        self.rejected: Counter[str] = Counter()
+        self.problems: dict[str, str] = {}
+        for name, values, source in (
+            ("base_to_camera", config.extrinsics.base_to_camera, self.camera_frame(None)),
+            ("base_to_lidar", config.extrinsics.base_to_lidar, LIDAR_BY_HAND),
+        ):
+            if values:
+                extrinsics.fix(config.frames.base, source, pose_from_list(values, f"extrinsics.{name}"))
+
+    def camera_frame(self, parts: FrameParts | None) -> str:
+        """The optical frame's name: the parameter, else the image's, else the camera_info's, else the default."""
+        if self._config.extrinsics.base_to_camera:
+            return CAMERA_BY_HAND
+        names = [self._config.frames.camera]
+        if parts is not None:
+            names += [parts.image.frame_id if parts.image is not None else "", parts.info.frame_id if parts.info else ""]
+        return next((name for name in names if name), "camera_optical")
+
+    def T_base_camera(self, parts: FrameParts | None) -> Array:
+        """Mounting of the camera.
+
+        Raises:
+            TransformError: it is not known.
+        """
+        return self._extrinsics.lookup(self._config.frames.base, self.camera_frame(parts))
+
+    def build(self, parts: FrameParts) -> Frame:
+        """The frame. A modality that cannot be had is absent, with the reason; nothing is raised for bad messages."""
+        absent: dict[Modality, str] = {}
+        rgb = self._rgb(parts, absent)
+        intrinsics = self._intrinsics(parts, rgb)
+        depth_m: NDArray[np.float32] | None = None
+        if self._config.input.depth_source != "none":
+            if not parts.depths:
+                absent[Modality.DEPTH] = f"no {self._config.input.depth_source} came in time"
+            else:
+                depth_m = self._depth(parts, intrinsics, absent)
+        else:
+            absent[Modality.DEPTH] = "input.depth_source is none"
+        return Frame(parts.key, intrinsics or UNKNOWN_CAMERA, rgb, depth_m, absent)
+
+    def _reject(self, what: str, error: Exception) -> str:
+        self.rejected[what] += 1
+        self.problems[what] = str(error)
+        return str(error)
+
+    def _rgb(self, parts: FrameParts, absent: dict[Modality, str]) -> NDArray[np.uint8] | None:
+        if parts.image is None:
+            absent[Modality.RGB] = "no image came in time" if self._config.input.use_image else "input.use_image is off"
+            return None
+        try:
+            rgb = decode_image(parts.image)
+        except MessageError as error:
+            absent[Modality.RGB] = self._reject("image", error)
+            return None
+        deviation = float(rgb[::CONSTANT_STRIDE, ::CONSTANT_STRIDE].mean(axis=2).std())
+        if deviation < self._config.input.constant_image_deviation:
+            self.rejected["image_constant"] += 1
+            self.problems["image"] = absent[Modality.RGB] = f"image is constant (deviation {deviation:.2f} of 255)"
+            return None
+        if parts.info is None:
+            if not self._config.input.image_rectified:
+                absent[Modality.RGB] = self._reject("camera_info", CameraError("camera_info has not come"))
+                return None
+            return rgb
+        try:
+            rgb = self._rectify(parts.info).rectify(rgb)
+        except CameraError as error:
+            absent[Modality.RGB] = self._reject("camera_info", error)
+            return None
+        self.problems.pop("image", None)
+        self.problems.pop("camera_info", None)
+        return rgb
+
+    def _rectify(self, info: CameraInfo) -> Rectifier:
+        known = self._rectifier
+        if known is None or not _same_camera(known[0], info):
+            known = self._rectifier = (info, Rectifier(info, self._config.input.image_rectified))
+        return known[1]
+
+    def _intrinsics(self, parts: FrameParts, rgb: NDArray[np.uint8] | None) -> PinholeIntrinsics | None:
+        if parts.info is not None:
+            try:
+                return self._rectify(parts.info).intrinsics
+            except CameraError as error:
+                self._reject("camera_info", error)
+        self.problems.setdefault("camera_info", "no usable camera_info: depth is shown in the model's own camera")
+        camera = self._model_camera
+        if camera is not None and rgb is not None:
+            return camera.resized(rgb.shape[1], rgb.shape[0])
+        return camera
+
+    def _depth(
+        self, parts: FrameParts, intrinsics: PinholeIntrinsics | None, absent: dict[Modality, str]
+    ) -> NDArray[np.float32] | None:
+        try:
+            if isinstance(parts.depths[0], RawImage | EncodedImage):
+                depth_m = self._depth_image(parts.depths[0], parts.info)
+            else:
+                depth_m = self._project(parts, intrinsics)
+        except (MessageError, CameraError, TransformError) as error:
+            absent[Modality.DEPTH] = self._reject("depth", error)
+            return None
+        returns = int(np.count_nonzero(depth_m))
+        if returns < self._config.input.min_depth_returns:
+            self.rejected["depth_empty"] += 1
+            self.problems["depth"] = absent[Modality.DEPTH] = f"depth is empty ({returns} returns)"
+            return None
+        self.problems.pop("depth", None)
+        return depth_m
+
+    def _depth_image(self, payload: RawImage | EncodedImage, info: CameraInfo | None) -> NDArray[np.float32]:
+        depth_m = decode_depth(payload)
+        if info is not None and depth_m.shape == (info.height, info.width):
+            depth_m = self._rectify(info).rectify_depth(depth_m)
+        elif not self._config.input.image_rectified:
+            raise CameraError("depth image: without a camera_info of its size it cannot be undistorted")
+        limit = self._config.projection
+        depth_m[(depth_m < limit.min_range_m) | (depth_m > limit.max_range_m)] = 0.0
+        return depth_m
+
+    def _project(self, parts: FrameParts, intrinsics: PinholeIntrinsics | None) -> NDArray[np.float32]:
+        config = self._config.projection
+        clouds = [self._cloud(payload) for payload in parts.depths if isinstance(payload, RawCloud | RawScan)]
+        lidar = LIDAR_BY_HAND if self._config.extrinsics.base_to_lidar else clouds[0].frame_id
+        T_base_lidar = self._extrinsics.lookup(self._config.frames.base, lidar)
+        points = accumulate(clouds, parts.key.stamp_ns, parts.odometry, T_base_lidar, config)
+        if points.reasons and not len(points.xyz_base_N3):
+            raise MessageError(f"no cloud could be used: {'; '.join(points.reasons)}")
+        if config.kind == "cylindrical":
+            T_lidar_base = inverse(T_base_lidar)
+            return project_cylindrical(_moved(points.xyz_base_N3, T_lidar_base), config.width, config.height)
+        if intrinsics is None:
+            raise CameraError("no camera_info has come and the model's card names no camera: depth has no view")
+        xyz_camera = _moved(points.xyz_base_N3, inverse(self.T_base_camera(parts)))
+        return project_pinhole(
+            xyz_camera, intrinsics.resized(config.width, config.height), config.min_range_m, config.max_range_m
+        )
+
+    def _cloud(self, payload: RawCloud | RawScan) -> Cloud:
+        cloud = self._decoded.get(payload.stamp_ns)
+        if cloud is None:
+            cloud = decode_cloud(payload)
+            if self._config.projection.accumulate == "around" or self._config.input.depth_source == "scan":
+                self._decoded[payload.stamp_ns] = cloud  # windows overlap: decode each cloud once
+                while len(self._decoded) > 4096:
+                    del self._decoded[min(self._decoded)]
+        return cloud
+
+    def clear(self) -> None:
+        """Forgets decoded clouds (stamps mean something else after a reset of the clock)."""
+        self._decoded.clear()
+
+
+CAMERA_BY_HAND = "<extrinsics.base_to_camera>"
+LIDAR_BY_HAND = "<extrinsics.base_to_lidar>"
+UNKNOWN_CAMERA = PinholeIntrinsics(1, 1, 1.0, 1.0, 0.0, 0.0)
+"""Stands in a frame that has an image but no calibration: networks that need rays refuse it."""
+
+
+def _moved(xyz_N3: NDArray[np.float32], T: Array) -> NDArray[np.float32]:
+    single = T.astype(np.float32)
+    return np.asarray(xyz_N3 @ single[:3, :3].T + single[:3, 3], dtype=np.float32)
+
+
+def _same_camera(a: CameraInfo, b: CameraInfo) -> bool:
+    return a is b or (
+        (a.height, a.width, a.distortion_model, a.D, a.binning_x, a.binning_y, a.roi)
+        == (b.height, b.width, b.distortion_model, b.D, b.binning_x, b.binning_y, b.roi)
+        and np.array_equal(a.K_33, b.K_33)
+        and np.array_equal(a.R_33, b.R_33)
+        and np.array_equal(a.P_34, b.P_34)
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledFrame:
+    """A frame and the true pose of its camera (optical frame) in the map."""
+
+    frame: Frame
+    T_map_camera: Array
+    recording: str
+
+
+class FrameSource:
+    """Events in, frame keys out: the store, the pairing, the clock and the odometry that moves the clouds."""
+
+    def __init__(self, config: LocalizerConfig) -> None:
+        self._config = config
+        self.clock = DataClock()
+        self.store = Store()
+        self.pairing = Pairing(config)
+        self.extrinsics = Extrinsics()
+        held_s = config.projection.window_s + config.pairing.overdue_s
+        self.odometry = OdometryBuffer(max(config.filter.window_s, 2.0 * held_s) + 1.0)
+        self._keep_ns = min(KEPT_NS, round((2.0 * held_s + config.filter.window_s + 1.0) * 1e9))
+
+    def add(self, event: Event) -> ClockVerdict:
+        """Stores a sensor event; the verdict says whether its stamp was believed.
+
+        Odometry only moves the clock: whoever checks it inserts it into `odometry` when it is good. After `RESET` everything older has been forgotten and the event is stored.
+        """
+        if event.kind is EventKind.CAMERA_INFO:
+            self.store.info = event.payload
+            return ClockVerdict.OK
+        verdict = self.clock.observe(event.stamp_ns)
+        if verdict is ClockVerdict.RESET:
+            self.clear(keep_clock=True)
+        elif verdict is not ClockVerdict.OK:
+            return verdict
+        if event.kind is EventKind.IMAGE and self._config.input.use_image:
+            self.store.add_image(event.payload)
+            self.pairing.add_image(event.stamp_ns)
+        elif event.kind.value == self._config.input.depth_source:
+            self.store.add_depth(event.payload, self._keep_ns)
+            self.pairing.add_depth(event.stamp_ns)
+        return verdict
+
+    def ready(self, everything: bool = False) -> list[FrameKey]:
+        """The frames that wait no longer."""
+        now_ns = self.clock.now_ns
+        return [] if now_ns is None else self.pairing.ready(now_ns, self.odometry.newest_ns, everything)
+
+    def gather(self, key: FrameKey) -> FrameParts:
+        """The messages of a frame, with an odometry that another thread may read."""
+        return self.store.gather(key, self.odometry.snapshot())
+
+    def clear(self, keep_clock: bool = False) -> None:
+        """Forgets everything but calibration and mountings."""
+        self.store.clear()
+        self.pairing.clear()
+        self.odometry.clear()
+        if not keep_clock:
+            self.clock.clear()
+
+
+def labelled_frames(recording: Recording, config: LocalizerConfig) -> Iterator[LabelledFrame]:
+    """Every frame of a recording exactly as the node would build it, with the truth at its stamp.
+
+    Frames without truth (gaps) are left out and counted in `recording.skipped`.
+    """
+    source = FrameSource(config)
+    for transform in recording.static_transforms():
+        source.extrinsics.add(transform)
+    assembler = Assembler(config, source.extrinsics, None)
+    truth = recording.truth()
+
+    def labelled(keys: list[FrameKey]) -> Iterator[LabelledFrame]:
+        for key in keys:
+            if not truth.covers(key.stamp_ns):
+                recording.skipped["no truth"] = recording.skipped.get("no truth", 0) + 1
+                continue
+            parts = source.gather(key)
+            T_map_camera = truth.interpolate(key.stamp_ns) @ assembler.T_base_camera(parts)
+            yield LabelledFrame(assembler.build(parts), T_map_camera, recording.name)
+
+    for event in recording.events():
+        if source.add(event) is ClockVerdict.OK and event.kind is EventKind.ODOMETRY:
+            source.odometry.insert(event.stamp_ns, event.payload.T_odom_base)
+        yield from labelled(source.ready())
+    yield from labelled(source.ready(everything=True))
+    for what, count in assembler.rejected.items():
+        recording.skipped[what] = recording.skipped.get(what, 0) + count

@@ -1,0 +1,85 @@
+"""Where the sensors are mounted: a tree of rigid transforms between named frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vmloc_ros.errors import ConfigError, GeometryError, TransformError
+from vmloc_ros.geometry import Array, inverse, is_pose, pose_from_quaternion
+from vmloc_ros.types import StaticTransform
+
+
+def pose_from_list(values: Sequence[float], name: str) -> Array:
+    """4x4 pose of a parameter `x y z qx qy qz qw`.
+
+    Raises:
+        ConfigError: not seven numbers, or a zero quaternion; names the parameter.
+    """
+    if len(values) != 7:
+        raise ConfigError(f"{name}: needs 7 numbers `x y z qx qy qz qw`, has {len(values)}")
+    try:
+        return pose_from_quaternion(values[:3], values[3:])
+    except GeometryError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+class Extrinsics:
+    """Static transforms as they come from /tf_static or parameters; what is set by hand wins over what arrives."""
+
+    def __init__(self) -> None:
+        self._T_parent_child: dict[tuple[str, str], Array] = {}
+        self._fixed: dict[tuple[str, str], Array] = {}
+
+    def add(self, transform: StaticTransform) -> None:
+        """Stores a transform; a later one of the same two frames replaces it.
+
+        Raises:
+            TransformError: not a rigid transform, or a frame that is mounted on itself.
+        """
+        if transform.parent == transform.child or not is_pose(transform.T_parent_child, 1e-3):
+            raise TransformError(
+                f"static transform {transform.parent} -> {transform.child} is not a rigid transform of two frames"
+            )
+        self._T_parent_child[transform.parent, transform.child] = np.asarray(transform.T_parent_child, dtype=float)
+
+    def fix(self, target: str, source: str, T_target_source: Array) -> None:
+        """Sets a transform by hand: it is used whatever /tf_static says."""
+        self._fixed[target, source] = T_target_source
+
+    def lookup(self, target: str, source: str) -> Array:
+        """`T_target_source` along the tree, in any direction.
+
+        Raises:
+            TransformError: the two frames are not connected; says which frames are known.
+        """
+        if target == source:
+            return np.eye(4)
+        if (target, source) in self._fixed:
+            return self._fixed[target, source]
+        found = self._walk(target, source)
+        if found is None:
+            known = sorted({name for pair in self._T_parent_child for name in pair})
+            raise TransformError(
+                f"no transform {target} -> {source}: publish it on /tf_static or set extrinsics.*; "
+                f"known frames: {', '.join(known) or 'none'}"
+            )
+        return found
+
+    def _walk(self, target: str, source: str) -> Array | None:
+        neighbours: dict[str, list[tuple[str, Array]]] = {}
+        for (parent, child), pose in self._T_parent_child.items():
+            neighbours.setdefault(parent, []).append((child, pose))
+            neighbours.setdefault(child, []).append((parent, inverse(pose)))
+        reached = {target: np.eye(4)}
+        front = [target]
+        while front:
+            frame = front.pop()
+            for neighbour, pose in neighbours.get(frame, []):
+                if neighbour not in reached:
+                    reached[neighbour] = reached[frame] @ pose
+                    if neighbour == source:
+                        return reached[neighbour]
+                    front.append(neighbour)
+        return None
