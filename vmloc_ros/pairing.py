@@ -133,14 +133,15 @@ class Pairing:
         """Depth messages that no image has come near: frames of their own."""
         keys: list[FrameKey] = []
         hold_ns = self._window_ns if self._around else 0
+        near_ns = max(self._overdue_ns, self._window_ns if self._clouds else 0)
         for stamp_ns in list(self._waiting_depths):
             overdue = everything or now_ns >= stamp_ns + hold_ns + self._overdue_ns
             unaccompanied = not self._has_image and now_ns >= stamp_ns + hold_ns
             if not overdue and not (unaccompanied and self._covered(stamp_ns, odometry_ns)):
                 continue
             self._waiting_depths.remove(stamp_ns)
-            image = bisect_left(self._images, stamp_ns - self._overdue_ns)
-            accompanied = image < len(self._images) and self._images[image] <= stamp_ns + self._overdue_ns
+            image = bisect_left(self._images, stamp_ns - near_ns)
+            accompanied = image < len(self._images) and self._images[image] <= stamp_ns + near_ns
             last = self._last_depth_only_ns
             if accompanied or (last is not None and abs(stamp_ns - last) < DEPTH_ONLY_INTERVAL_NS):
                 continue
