@@ -1,0 +1,451 @@
+"""Makes the environment that the Makefile's targets run in; needs nothing but Python's standard library.
+
+Two kinds:
+
+* `wheels`: a bare machine. A virtual environment gets the pinned packages, the ROS 2 client library from wheels and the
+  message packages, built by CMake. It becomes an ament prefix; `.venv/ros_env.sh` is its `setup.bash`.
+* `distribution`: a ROS 2 distribution is sourced. A virtual environment on top of the system's Python packages gets
+  what has no system package; colcon builds the packages into `install/`.
+
+The work is a list of steps. Each has a key: a hash of what it reads, chained to the step before. A key is written only
+after its step has ended, so a run that was interrupted goes on where it stopped, a second run has nothing to do, and
+a change of a pin, a message or the metadata redoes the steps from there on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from progress import CommandError, run_visibly
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+STATE = VENV / "setup_state.json"
+LOG = VENV / "setup.log"
+ENVIRONMENT_SCRIPT = VENV / "ros_env.sh"
+OLDEST_PYTHON = (3, 11)
+NEWEST_WHEELS_PYTHON = (3, 14)
+NEEDED_DISK_GB = 12  # 7 for the environment, the rest for pip's downloads on the way
+MESSAGE_PACKAGES = {"tf2_msgs": ROOT / "bootstrap" / "tf2_msgs", "vmloc_msgs": ROOT / "msg"}
+SHARED_FOLDERS = ("launch", "config", "rviz", "models", "resource")
+DDS_PROFILE = ROOT / "config" / "fastdds.xml"
+
+
+class SetupError(Exception):
+    """Something that the user has to mend; the message says what and how."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One part of the set-up. `inputs` are the files and folders whose content decides whether it is still valid."""
+
+    name: str
+    title: str
+    run: Callable[[], None]
+    inputs: tuple[Path, ...] = ()
+    values: tuple[str, ...] = field(default=())
+
+
+# ---------------------------------------------------------------------------------------------------------- the keys
+
+
+def _files(paths: tuple[Path, ...]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from (p for p in sorted(path.rglob("*")) if p.is_file() and "__pycache__" not in p.parts)
+        elif path.is_file():
+            yield path
+
+
+def step_keys(steps: list[Step]) -> dict[str, str]:
+    """The key of every step: a digest of the steps up to it and of their inputs."""
+    digest = hashlib.sha256()
+    keys: dict[str, str] = {}
+    for step in steps:
+        digest.update("\0".join((step.name, *step.values)).encode())
+        for path in _files(step.inputs):
+            digest.update(str(path.relative_to(ROOT)).encode() + b"\0")
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        keys[step.name] = digest.copy().hexdigest()
+    return keys
+
+
+def read_state() -> dict[str, str]:
+    """Keys of the steps that are done; empty where there is no environment or the file is not readable."""
+    try:
+        state = json.loads(STATE.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def write_state(state: Mapping[str, str]) -> None:
+    partial = STATE.with_suffix(".part")
+    partial.write_text(json.dumps(state, indent=1), encoding="utf-8")
+    os.replace(partial, STATE)
+
+
+def run_steps(steps: list[Step]) -> None:
+    """Runs the steps whose keys differ from the recorded ones, and every step after the first such."""
+    keys = step_keys(steps)
+    state = read_state()
+    first = next((k for k, step in enumerate(steps) if state.get(step.name) != keys[step.name]), None)
+    if first is None:
+        return
+    started = time.monotonic()
+    print(f"Setting up the environment in {VENV.relative_to(ROOT)} (details: {LOG.relative_to(ROOT)})", flush=True)
+    done = {step.name: keys[step.name] for step in steps[:first]}
+    if VENV.is_dir():
+        write_state(done)  # what comes now is not valid until it has ended
+    for number, step in enumerate(steps[first:], first + 1):
+        print(f"[{number}/{len(steps)}] {step.title}", flush=True)
+        step.run()
+        done[step.name] = keys[step.name]
+        write_state(done)
+    print(f"The environment is ready ({time.monotonic() - started:.0f} s).", flush=True)
+
+
+# ----------------------------------------------------------------------------------------------------- paths and runs
+
+
+def venv_python() -> Path:
+    return VENV / "bin" / "python"
+
+
+def venv_paths() -> dict[str, str]:
+    """`sysconfig` paths of the environment's Python, as seen from this one (it has the same version)."""
+    return sysconfig.get_paths(vars={"base": str(VENV), "platbase": str(VENV)}, scheme="venv")
+
+
+def library_paths() -> list[str]:
+    """Where the shared libraries of the ROS wheels lie: the prefix, and the folders that auditwheel made."""
+    site_packages = Path(venv_paths()["purelib"])
+    return [str(VENV / "lib"), *(str(p) for p in sorted(site_packages.glob("ros_*.libs")))]
+
+
+def build_environment() -> dict[str, str]:
+    """The process environment in which CMake finds the ROS packages of the virtual environment."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    environment |= {
+        "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
+        "VIRTUAL_ENV": str(VENV),
+        "AMENT_PREFIX_PATH": str(VENV),
+        "CMAKE_PREFIX_PATH": str(VENV),
+        "LD_LIBRARY_PATH": os.pathsep.join(library_paths()),
+        "_ROS_WHEELS_BOOTSTRAP_COMPLETE": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+    return environment
+
+
+def call(*command: str | Path, environment: Mapping[str, str] | None = None) -> None:
+    run_visibly([str(word) for word in command], environment or build_environment(), ROOT, LOG)
+
+
+def pip_install(*words: str | Path) -> None:
+    call(venv_python(), "-m", "pip", "install", "--progress-bar", "off", *words)
+
+
+# ---------------------------------------------------------------------------------------------- steps of both kinds
+
+
+def check_python(newest: tuple[int, int] | None) -> None:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < OLDEST_PYTHON or (newest and sys.version_info[:2] > newest):
+        wanted = f"{OLDEST_PYTHON[0]}.{OLDEST_PYTHON[1]}" + (f" to {newest[0]}.{newest[1]}" if newest else " or newer")
+        raise SetupError(f"Python {wanted} is needed, and this is {version}: `make setup PYTHON=/path/to/python3`")
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+        raise SetupError(
+            f"Python {version} has no C headers ({sysconfig.get_paths()['include']}/Python.h), which the message "
+            "packages need: install python3-dev (Debian, Ubuntu) or python3-devel (Fedora)"
+        )
+
+
+def check_compiler() -> None:
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++") if name):
+        raise SetupError("no C++ compiler found: install g++ (Debian, Ubuntu: build-essential) or set CXX")
+
+
+def check_disk() -> None:
+    free_gb = shutil.disk_usage(ROOT).free / 1e9
+    if free_gb < NEEDED_DISK_GB:
+        raise SetupError(f"{ROOT} has {free_gb:.1f} GB left on its disk, and the environment needs {NEEDED_DISK_GB} GB")
+
+
+def make_venv(*options: str, setuptools: str = "setuptools") -> None:
+    """A fresh virtual environment; what an earlier one left under the same name is removed."""
+    for item in list(VENV.iterdir()) if VENV.is_dir() else []:
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        else:
+            item.unlink()
+    VENV.mkdir(exist_ok=True)
+    (VENV / "COLCON_IGNORE").touch()
+    try:
+        call(sys.executable, "-m", "venv", *options, VENV, environment=dict(os.environ))
+    except CommandError as error:
+        raise SetupError(f"{error}\nOn Debian and Ubuntu, `python3 -m venv` needs the package python3-venv.") from None
+    constraint = () if options else ("--constraint", ROOT / "constraints.txt")
+    pip_install("--quiet", *constraint, setuptools)
+
+
+def remove_half_installed() -> None:
+    """Removes packages that a killed pip left half: it writes RECORD last, and believes the rest to be whole."""
+    for info in Path(venv_paths()["purelib"]).glob("*.dist-info"):
+        if not (info / "RECORD").is_file():
+            shutil.rmtree(info)
+
+
+def install_packages(extras: str, constraints: Path) -> None:
+    remove_half_installed()
+    pip_install("--constraint", constraints, "--no-build-isolation", "--editable", f".[{extras}]")
+
+
+def use_opencv_without_windows_if_needed() -> None:
+    """Exchanges opencv-python for its headless twin where the machine lacks the libraries of a desktop.
+
+    opencv-python links against libGL and GLib, which a server or a container often lacks. The headless package is
+    the same library without windows, and nothing here opens one.
+    """
+    environment = build_environment()
+    check = [str(venv_python()), "-c", "import cv2"]
+    if subprocess.run(check, env=environment, capture_output=True, check=False).returncode == 0:
+        return
+    print("      this machine lacks the desktop libraries of opencv-python: taking opencv-python-headless", flush=True)
+    call(venv_python(), "-m", "pip", "uninstall", "--yes", "--quiet", "opencv-python")
+    pip_install("--constraint", ROOT / "constraints.txt", "--force-reinstall", "--no-deps", "opencv-python-headless")
+    call(*check)
+
+
+def install_project() -> None:
+    pip_install("--quiet", "--no-deps", "--no-build-isolation", "--editable", ".")
+
+
+# ------------------------------------------------------------------------------------------- steps of the wheels kind
+
+
+def rewrite_cmake_paths() -> None:
+    """Points the wheels' exported CMake targets to this machine's Python and numpy headers.
+
+    The files name the include folders of the machine that built them, and CMake refuses targets whose folders do not
+    exist.
+    """
+    command = [str(venv_python()), "-c", "import numpy; print(numpy.get_include())"]
+    result = subprocess.run(command, env=build_environment(), capture_output=True, text=True, check=True)
+    replacements = (
+        (re.compile(r'/opt/python/[^;"\s>]*/numpy/(?:_core|core)/include'), result.stdout.strip()),
+        (re.compile(r'/opt/python/[^;"\s>]*/include/python3\.\d+t?'), sysconfig.get_paths()["include"]),
+    )
+    for path in (VENV / "share").rglob("*.cmake"):
+        before = after = path.read_text("utf-8")
+        for pattern, value in replacements:
+            after = pattern.sub(lambda _, value=value: value, after)  # type: ignore[misc]
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+
+
+def build_messages() -> None:
+    for name, source in MESSAGE_PACKAGES.items():
+        build = VENV / "build" / name
+        shutil.rmtree(build, ignore_errors=True)
+        cmake = VENV / "bin" / "cmake"
+        call(
+            cmake, "-S", source, "-B", build, "-G", "Ninja", f"-DCMAKE_INSTALL_PREFIX={VENV}",
+            f"-DCMAKE_MAKE_PROGRAM={VENV / 'bin' / 'ninja'}", "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_TESTING=OFF",
+            f"-DPython3_EXECUTABLE={venv_python()}", "-DPython3_FIND_VIRTUALENV=ONLY",
+        )  # fmt: skip
+        call(cmake, "--build", build)
+        call(cmake, "--install", build)
+        shutil.rmtree(build)
+
+
+WHEELS_SCRIPT = """\
+# Generated by `make setup`. Source it (bash, dash, zsh): the virtual environment's setup.bash, as a ROS 2 distribution
+# has one in /opt/ros/DISTRO.
+
+_vmloc_prepend() {{
+  eval "_vmloc_value=\\"\\${{$1-}}\\""
+  case ":$_vmloc_value:" in
+    *":$2:"*) ;;
+    *) export "$1=$2${{_vmloc_value:+:$_vmloc_value}}" ;;
+  esac
+  unset _vmloc_value
+}}
+
+{prepends}
+
+unset -f _vmloc_prepend
+export VIRTUAL_ENV="{venv}"
+export ROS_DISTRO=kilted ROS_VERSION=2 ROS_PYTHON_VERSION=3
+# The wheels' own start-up hook need not start Python a second time to set LD_LIBRARY_PATH.
+export _ROS_WHEELS_BOOTSTRAP_COMPLETE=1
+"""
+
+PROFILE_SCRIPT = """\
+# With its own defaults Fast DDS loses most camera images.
+if [ -z "${{FASTDDS_DEFAULT_PROFILES_FILE:-}}" ] && [ -f "{profile}" ]; then
+  export FASTDDS_DEFAULT_PROFILES_FILE="{profile}"
+fi
+"""
+
+DISTRIBUTION_SCRIPT = """\
+# Generated by `make setup`. Source it after the distribution's own setup script: the packages that colcon built, and
+# the virtual environment with what has no system package.
+COLCON_CURRENT_PREFIX="{install}" . "{install}/local_setup.sh"
+export VIRTUAL_ENV="{venv}"
+export PATH="{venv}/bin:$PATH"
+"""
+
+
+def write_script(text: str) -> None:
+    partial = ENVIRONMENT_SCRIPT.with_suffix(".part")
+    partial.write_text(text + PROFILE_SCRIPT.format(profile=DDS_PROFILE), encoding="utf-8")
+    os.replace(partial, ENVIRONMENT_SCRIPT)
+
+
+def write_wheels_script() -> None:
+    prepends = [f'_vmloc_prepend LD_LIBRARY_PATH "{path}"' for path in reversed(library_paths())]
+    prepends += [f'_vmloc_prepend {name} "{VENV}"' for name in ("AMENT_PREFIX_PATH", "CMAKE_PREFIX_PATH")]
+    prepends.append(f'_vmloc_prepend PATH "{VENV / "bin"}"')
+    write_script(WHEELS_SCRIPT.format(prepends="\n".join(prepends), venv=VENV))
+
+
+def write_distribution_script() -> None:
+    write_script(DISTRIBUTION_SCRIPT.format(install=ROOT / "install", venv=VENV))
+
+
+def check_environment() -> None:
+    """Imports what everything rests on, from a shell that sourced the script, as the user's own will be."""
+    statement = "import cv2, rclpy, torch, torchvision, rosbags, tf2_msgs.msg, vmloc_msgs.msg, vmloc_ros"
+    call("sh", "-c", f'. "$0" && python -c "{statement}"', ENVIRONMENT_SCRIPT, environment=dict(os.environ))
+
+
+def wheels_steps() -> list[Step]:
+    check_python(NEWEST_WHEELS_PYTHON)
+    check_compiler()
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise SetupError(
+            f"the ROS 2 wheels are for Linux on x86-64, and this is {sys.platform} on {platform.machine()}: install "
+            "and source a ROS 2 distribution (Jazzy, Kilted or newer), and run make again"
+        )
+    own = (ROOT / "bootstrap" / "setup_environment.py",)
+    constraints = ROOT / "constraints.txt"
+    metadata = (ROOT / "setup.py", ROOT / "setup.cfg", ROOT / "vmloc_ros" / "__init__.py")
+    shared = tuple(ROOT / name for name in SHARED_FOLDERS)
+
+    def venv() -> None:
+        check_disk()
+        make_venv()
+
+    def packages() -> None:
+        install_packages("lidar,ros,test", constraints)
+        use_opencv_without_windows_if_needed()
+
+    return [
+        Step("venv", "A virtual environment", venv, values=("wheels", str(VENV), sys.version)),
+        Step("packages", "Python packages and the ROS 2 client library (2-3 minutes, 7 GB)", packages,
+             (constraints, *metadata)),
+        Step("cmake", "CMake files of the ROS 2 wheels", rewrite_cmake_paths, own),
+        Step("messages", "Message packages (20 s)", build_messages, tuple(MESSAGE_PACKAGES.values())),
+        Step("project", "vmloc_ros itself", install_project, (ROOT / "package.xml", *shared)),
+        Step("script", "Environment script", write_wheels_script, own),
+        Step("check", "A check of it all", check_environment),
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------- steps of the distribution kind
+
+
+def write_system_constraints() -> Path:
+    """Constraints that keep the distribution's numpy: its cv_bridge is compiled against it."""
+    path = VENV / "system_constraints.txt"
+    try:
+        path.write_text(f"numpy=={importlib.metadata.version('numpy')}\n", encoding="utf-8")
+    except importlib.metadata.PackageNotFoundError:
+        path.write_text("", encoding="utf-8")
+    return path
+
+
+def colcon_build() -> None:
+    if shutil.which("colcon") is None:
+        raise SetupError("colcon is missing: install python3-colcon-common-extensions, or `pip install "
+                          "colcon-common-extensions`")  # fmt: skip
+    environment = os.environ | {"COLCON_DEFAULTS_FILE": str(ROOT / "colcon_defaults.yaml")}
+    call("colcon", "build", "--event-handlers", "console_cohesion+", environment=environment)
+
+
+def distribution_steps() -> list[Step]:
+    check_python(None)
+    check_compiler()
+    distribution = os.environ.get("ROS_DISTRO", "")
+    metadata = (ROOT / "setup.py", ROOT / "setup.cfg", ROOT / "package.xml", ROOT / "vmloc_ros")
+    shared = tuple(ROOT / name for name in SHARED_FOLDERS)
+    return [
+        Step("venv", "A virtual environment on top of the system's packages",
+             lambda: make_venv("--system-site-packages", setuptools="setuptools<80"),  # colcon: setup.py develop
+             values=(distribution, str(VENV), sys.version)),
+        Step("packages", "Python packages without a system package",
+             lambda: install_packages("lidar,test", write_system_constraints()), (ROOT / "setup.py",)),
+        Step("colcon", "colcon build", colcon_build, (*metadata, ROOT / "msg", *shared)),
+        Step("script", "Environment script", write_distribution_script),
+        Step("check", "A check of it all", check_environment),
+    ]  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------------------- main
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def leave_virtual_environment() -> None:
+    """Starts over with the Python below an activated virtual environment: it may be the one to be replaced."""
+    if sys.prefix != sys.base_prefix:
+        python = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+        os.execv(python, [str(python), *sys.argv])
+
+
+def main() -> int:
+    leave_virtual_environment()
+    parser = argparse.ArgumentParser(description="Make the environment that the Makefile's targets run in.")
+    parser.add_argument("kind", choices=("wheels", "distribution"))
+    kind = parser.parse_args().kind
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        with Path(__file__).open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print("Waiting for another set-up in this checkout to end ...", flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            os.set_inheritable(lock.fileno(), True)  # a pip or CMake that outlives us keeps the lock
+            run_steps(wheels_steps() if kind == "wheels" else distribution_steps())
+    except (SetupError, CommandError) as error:
+        print(f"setup: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nsetup: interrupted; the next run goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
