@@ -1,9 +1,9 @@
 """Messages of ROS 2 to the core's payloads and back, by attribute names alone.
 
-Works on whatever has the attributes of `sensor_msgs`, `nav_msgs`, `geometry_msgs` and `tf2_msgs`: the messages of rclpy and
-those that a bag library deserialises. Neither is imported. Sizes are checked here, once, before anything is computed from
-them; buffers are taken over without a copy. Every refusal is a `MessageError` whose `reason` is a key for counters:
-`empty`, `sizes`, `fields`, `not_finite`, `zero_quaternion`, `covariance`, `wrong_type`.
+Works on whatever has the attributes of `sensor_msgs`, `nav_msgs`, `geometry_msgs` and `tf2_msgs`: the messages of rclpy
+and those that a bag library deserialises. Neither is imported. Sizes are checked here, once, before anything is
+computed from them; buffers are taken over without a copy. Every refusal is a `MessageError` whose `reason` is a key for
+counters: `empty`, `sizes`, `fields`, `frames`, `not_finite`, `zero_quaternion`, `covariance`, `wrong_type`.
 """
 
 from __future__ import annotations
@@ -241,8 +241,9 @@ def scan_payload(msg: Any) -> RawScan:
 def odometry_sample(msg: Any) -> OdometrySample:
     """nav_msgs/Odometry.
 
-    A twist that is not finite is left out (`None`): senders mark with NaN what they do not measure. A twist covariance
-    that is all zero, negative on its diagonal or not finite is left out as well: that is how senders say "unknown".
+    A twist that is not finite is left out (`None`): senders mark with NaN what they do not measure; a covariance that
+    starts with -1 says the same (the convention of sensor_msgs/Imu, and what our bags write). A twist covariance
+    that is all zero, negative on its diagonal or not finite means "unknown" and is left out as well.
 
     Raises:
         MessageError: the pose is not finite (`not_finite`) or its quaternion is zero (`zero_quaternion`).
@@ -256,14 +257,14 @@ def odometry_sample(msg: Any) -> OdometrySample:
     twist_cov_66 = covariance.reshape(6, 6) if known else None
     if twist_cov_66 is not None and (twist_cov_66.diagonal() < 0.0).any():
         twist_cov_66 = None
-    finite = bool(np.isfinite(twist_6).all())
+    given = bool(np.isfinite(twist_6).all()) and not (covariance.size > 0 and covariance[0] == -1.0)
     return OdometrySample(
         stamp_ns(msg.header.stamp),
         frame_name(msg.header.frame_id),
         frame_name(msg.child_frame_id),
         T_odom_base,
-        twist_6 if finite else None,
-        twist_cov_66 if finite else None,
+        twist_6 if given else None,
+        twist_cov_66 if given else None,
     )
 
 
@@ -315,8 +316,8 @@ def static_transforms(msg: Any, refuse: Callable[[MessageError], None] | None = 
 def wire_covariance(T: Array, cov_66: Array) -> list[float]:
     """36 numbers of geometry_msgs/PoseWithCovariance (REP-103: fixed axes of the header's frame, row-major).
 
-    `cov_66` is of the right perturbation `T exp_se3(d)`, in the body's axes. To first order the position moves by `R d_t`
-    and the rotation about fixed axes by `R d_r`; hence `blkdiag(R, R) S blkdiag(R, R)'`, not the adjoint.
+    `cov_66` is of the right perturbation `T exp_se3(d)`, in the body's axes. To first order the position moves by
+    `R d_t` and the rotation about fixed axes by `R d_r`; hence `blkdiag(R, R) S blkdiag(R, R)'`, not the adjoint.
     """
     turned = _turn(T[:3, :3], np.asarray(cov_66, dtype=np.float64))
     return [float(value) for value in (0.5 * (turned + turned.T)).ravel()]
