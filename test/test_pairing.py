@@ -12,7 +12,9 @@ from vmloc_ros.types import FrameKey
 MS = 1_000_000
 
 
-def config(source: str = "points", accumulate: str = "past", window_s: float = 0.15, use_image: bool = True) -> LocalizerConfig:
+def config(
+    source: str = "points", accumulate: str = "past", window_s: float = 0.15, use_image: bool = True
+) -> LocalizerConfig:
     return LocalizerConfig(
         input=InputConfig(depth_source=source, use_image=use_image),  # type: ignore[arg-type]
         projection=ProjectionConfig(accumulate=accumulate, window_s=window_s),  # type: ignore[arg-type]
@@ -77,7 +79,14 @@ def test_a_dead_lidar_is_waited_for_only_at_first() -> None:
 
 
 def test_around_holds_the_frame_until_the_window_has_passed() -> None:
-    messages = [("o", t) for t in range(0, 500, 100)] + [("d", 700), ("i", 1000), ("d", 1300), ("o", 1500), ("d", 1500), ("d", 2001)]
+    messages = [("o", t) for t in range(0, 500, 100)] + [
+        ("d", 700),
+        ("i", 1000),
+        ("d", 1300),
+        ("o", 1500),
+        ("d", 1500),
+        ("d", 2001),
+    ]
     (only,) = feed(Pairing(config("scan", "around", 1.0)), messages)
     assert only == (2001, FrameKey(1000 * MS, 1000 * MS, (700 * MS, 1300 * MS, 1500 * MS)))
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmloc_ros.accumulation import accumulate
-from vmloc_ros.camera import Rectifier
+from vmloc_ros.camera import Rectifier, same_calibration
 from vmloc_ros.clock import ClockVerdict, DataClock
 from vmloc_ros.clouds import Cloud, decode_cloud
 from vmloc_ros.config import LocalizerConfig
@@ -117,7 +117,10 @@ class Assembler:
             return CAMERA_BY_HAND
         names = [self._config.frames.camera]
         if parts is not None:
-            names += [parts.image.frame_id if parts.image is not None else "", parts.info.frame_id if parts.info else ""]
+            names += [
+                parts.image.frame_id if parts.image is not None else "",
+                parts.info.frame_id if parts.info else "",
+            ]
         return next((name for name in names if name), "camera_optical")
 
     def T_base_camera(self, parts: FrameParts | None) -> Array:
@@ -178,7 +181,7 @@ class Assembler:
 
     def _rectify(self, info: CameraInfo) -> Rectifier:
         known = self._rectifier
-        if known is None or not _same_camera(known[0], info):
+        if known is None or not same_calibration(known[0], info):
             known = self._rectifier = (info, Rectifier(info, self._config.input.image_rectified))
         return known[1]
 
@@ -230,10 +233,20 @@ class Assembler:
         T_base_lidar = self._extrinsics.lookup(self._config.frames.base, lidar)
         points = accumulate(clouds, parts.key.stamp_ns, parts.odometry, T_base_lidar, config)
         if points.reasons and not len(points.xyz_base_N3):
-            raise MessageError(f"no cloud could be used: {'; '.join(points.reasons)}")
+            raise MessageError(
+                "no cloud could be used: " + "; ".join(f"{why} ({n})" for why, n in points.reasons.items() if n)
+            )
         if config.kind == "cylindrical":
             T_lidar_base = inverse(T_base_lidar)
-            return project_cylindrical(_moved(points.xyz_base_N3, T_lidar_base), config.width, config.height)
+            return project_cylindrical(
+                _moved(points.xyz_base_N3, T_lidar_base),
+                config.width,
+                config.height,
+                config.azimuth_deg,
+                (config.lowest_deg, config.highest_deg),
+                config.min_range_m,
+                config.max_range_m,
+            )
         if intrinsics is None:
             raise CameraError("no camera_info has come and the model's card names no camera: depth has no view")
         xyz_camera = _moved(points.xyz_base_N3, inverse(self.T_base_camera(parts)))
@@ -265,16 +278,6 @@ UNKNOWN_CAMERA = PinholeIntrinsics(1, 1, 1.0, 1.0, 0.0, 0.0)
 def _moved(xyz_N3: NDArray[np.float32], T: Array) -> NDArray[np.float32]:
     single = T.astype(np.float32)
     return np.asarray(xyz_N3 @ single[:3, :3].T + single[:3, 3], dtype=np.float32)
-
-
-def _same_camera(a: CameraInfo, b: CameraInfo) -> bool:
-    return a is b or (
-        (a.height, a.width, a.distortion_model, a.D, a.binning_x, a.binning_y, a.roi)
-        == (b.height, b.width, b.distortion_model, b.D, b.binning_x, b.binning_y, b.roi)
-        and np.array_equal(a.K_33, b.K_33)
-        and np.array_equal(a.R_33, b.R_33)
-        and np.array_equal(a.P_34, b.P_34)
-    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vmloc_ros.errors import ConfigError
 
@@ -54,9 +54,7 @@ class InputConfig(StrictModel):
     constant_image_deviation: float = Field(
         1.0, ge=0.0, description="An image whose grey values deviate less than this (of 255) counts as absent."
     )
-    min_depth_returns: int = Field(
-        30, ge=1, description="A depth image with fewer returns than this counts as absent."
-    )
+    min_depth_returns: int = Field(30, ge=1, description="A depth image with fewer returns than this counts as absent.")
 
 
 class PairingConfig(StrictModel):
@@ -74,6 +72,11 @@ class ProjectionConfig(StrictModel):
     )
     width: int = Field(256, ge=8, le=4096, description="Columns of the depth image made from points.")
     height: int = Field(192, ge=8, le=4096, description="Rows of the depth image made from points.")
+    azimuth_deg: float = Field(
+        360.0, gt=0.0, le=360.0, description="cylindrical: width of the view, centred straight ahead of the lidar."
+    )
+    lowest_deg: float = Field(-30.0, ge=-90.0, le=90.0, description="cylindrical: elevation of the lowest row.")
+    highest_deg: float = Field(15.0, ge=-90.0, le=90.0, description="cylindrical: elevation of the highest row.")
     min_range_m: float = Field(0.5, ge=0.0, description="Nearer returns (the robot itself) are dropped.")
     max_range_m: float = Field(80.0, gt=0.0, description="Farther returns are dropped.")
     accumulate: Literal["past", "around"] = Field(
@@ -86,6 +89,14 @@ class ProjectionConfig(StrictModel):
     motion_compensation: bool = Field(
         True, description="Move every cloud to the image's instant by the odometry. False: use points as they are."
     )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.lowest_deg >= self.highest_deg:
+            raise ValueError("projection.lowest_deg must be below projection.highest_deg")
+        if self.min_range_m >= self.max_range_m:
+            raise ValueError("projection.min_range_m must be below projection.max_range_m")
+        return self
 
 
 class ExtrinsicsConfig(StrictModel):
@@ -155,7 +166,9 @@ class FilterConfig(StrictModel):
         1.0, gt=0.0, description="No fused measurement for so long: the mode is DEAD_RECKONING."
     )
     lost_after_s: float = Field(
-        60.0, gt=0.0, description="No fused measurement for so long, or this long without odometry and measurements: LOST."
+        60.0,
+        gt=0.0,
+        description="No fused measurement for so long, or this long without odometry and measurements: LOST.",
     )
     lost_odometry_gap_s: float = Field(
         3.0, gt=0.0, description="No odometry and no fused measurement for so long: LOST, and the TF stops."
@@ -254,5 +267,6 @@ def ros_parameters(content: dict[str, Any], source: str) -> dict[str, Any]:
     if len(holders) > 1:
         raise ConfigError(f"{source}: holds parameters of several nodes; give a file with one")
     parameters = dict(holders[0]["ros__parameters"])
-    parameters.pop("use_sim_time", None)  # rclpy's own
+    for own in ("use_sim_time", "autostart"):  # rclpy's and the node's own
+        parameters.pop(own, None)
     return parameters

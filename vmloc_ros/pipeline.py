@@ -79,9 +79,7 @@ class Pipeline:
         problems: what is wrong at present, by part (`image`, `depth`, `transforms`, ...), for diagnostics.
     """
 
-    def __init__(
-        self, config: LocalizerConfig, localizer: Localizer, only: Iterable[FrameKey] | None = None
-    ) -> None:
+    def __init__(self, config: LocalizerConfig, localizer: Localizer, only: Iterable[FrameKey] | None = None) -> None:
         """
         Args:
             config: everything that can be told.
@@ -354,7 +352,9 @@ class Pipeline:
             self._release(self._source.ready(everything=True))
             if silent_s < max(1.0, self._config.output.heartbeat_s):
                 return Outputs()
-            return Outputs(statuses=[self._idle_status(now_ns + round(silent_s * NANOSECONDS), "every input is silent")])
+            return Outputs(
+                statuses=[self._idle_status(now_ns + round(silent_s * NANOSECONDS), "every input is silent")]
+            )
 
     def reset(self, reason: str) -> Outputs:
         """Forgets state, history and waiting frames; counters, calibration and mountings stay."""
@@ -402,7 +402,7 @@ class Pipeline:
     def counters(self) -> dict[str, int]:
         """Totals since the start: `images.received`, `frames.stale`, `verdict.fused`, `odometry.jump`, `rejected.*`, ..."""
         with self._lock:
-            totals = {name: 0 for name in ALWAYS_COUNTED} | dict(self._counts) | self._fusion.counters()
+            totals = dict.fromkeys(ALWAYS_COUNTED, 0) | dict(self._counts) | self._fusion.counters()
             for what, count in self._assembler.rejected.items():
                 totals[f"rejected.{what}"] = totals.get(f"rejected.{what}", 0) + count
             return totals

@@ -1,0 +1,305 @@
+"""The pipeline around the network: frames, verdicts, absences, resets, and the same trajectory however it is run."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+
+import numpy as np
+import pytest
+from worlds import (
+    SECOND,
+    START_NS,
+    T_BASE_CAMERA,
+    ScriptedLocalizer,
+    camera_info,
+    cloud,
+    drive,
+    image,
+    mountings,
+    odometry,
+    repeated,
+    true_pose,
+)
+
+from vmloc_ros.config import FrameNames, InputConfig, LocalizerConfig
+from vmloc_ros.geometry import Array, exp_se3, inverse
+from vmloc_ros.pipeline import Outputs, Pipeline
+from vmloc_ros.types import Event, EventKind, InitialPose, Modality, Mode, Verdict
+
+CONFIG = LocalizerConfig()
+
+
+def run(events: list[Event], config: LocalizerConfig = CONFIG, **options: object) -> tuple[Pipeline, Outputs]:
+    pipeline = Pipeline(config, ScriptedLocalizer(), **options)  # type: ignore[arg-type]
+    total = Outputs()
+    for outputs in pipeline.run(events):
+        total.extend(outputs)
+    return pipeline, total
+
+
+def position_errors(outputs: Outputs) -> Array:
+    return np.array(
+        [
+            np.linalg.norm(s.state.T_map_base[:3, 3] - true_pose(s.state.stamp_ns)[:3, 3])
+            for s in outputs.statuses
+            if s.state is not None
+        ]
+    )
+
+
+def test_a_drive_is_localized_better_than_the_network_and_every_frame_is_accounted_for() -> None:
+    pipeline, outputs = run(drive(20.0))
+    frames = [s for s in outputs.statuses if s.key is not None]
+    assert len(frames) == 200
+    counters = pipeline.counters()
+    assert counters["images.received"] == counters["frames.paired"] == counters["frames.inferred"] == 200
+    assert counters["frames.stale"] == counters["frames.no_pose"] == 0
+    assert sum(n for name, n in counters.items() if name.startswith("verdict.")) == 200
+    network = [
+        np.linalg.norm(s.measurement.T_map_base[:3, 3] - true_pose(s.stamp_ns)[:3, 3]) for s in frames if s.measurement
+    ]
+    errors = position_errors(outputs)[20:]
+    assert errors.mean() < 0.6 * np.mean(network)
+    assert frames[-10].mode is Mode.RGB_DEPTH
+    assert frames[-10].verdict is Verdict.FUSED
+    assert {s.key.depth_stamps_ns for s in frames[5:10] if s.key} != {()}
+
+
+def test_the_estimate_is_moved_from_the_camera_to_the_base() -> None:
+    localizer = ScriptedLocalizer(sigma_m=1e-6, sigma_rad=1e-7)
+    statuses = [s for o in Pipeline(CONFIG, localizer).run(drive(2.0)) for s in o.statuses if s.measurement]
+    assert statuses
+    for status in statuses:
+        np.testing.assert_allclose(status.measurement.T_map_base, true_pose(status.stamp_ns), atol=1e-4)
+    adjoint_lever = statuses[0].measurement.cov_66[:3, :3]
+    lever = T_BASE_CAMERA[:3, 3]
+    assert adjoint_lever.trace() == pytest.approx(3e-12 + 2e-14 * lever @ lever, rel=1e-6)
+
+
+def test_the_frames_of_a_run_give_the_same_trajectory_again() -> None:
+    events = drive(10.0)
+    _, first = run(events)
+    keys = [s.key for s in first.statuses if s.key is not None][::2]
+    _, second = run(events, only=keys)
+    _, third = run(events, only=keys)
+    assert [s.key for s in second.statuses if s.key is not None] == keys
+    for a, b in zip(second.statuses, third.statuses, strict=True):
+        assert a.stamp_ns == b.stamp_ns
+        if a.state and b.state:
+            np.testing.assert_allclose(a.state.T_map_base, b.state.T_map_base, atol=1e-9)
+
+
+def test_a_worker_thread_gives_the_trajectory_of_one_thread() -> None:
+    events = drive(8.0)
+    pipeline = Pipeline(CONFIG, ScriptedLocalizer())
+    total, done = Outputs(), threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            key = pipeline.take()
+            if key is None:
+                time.sleep(0.0005)
+                continue
+            total.extend(pipeline.process(key))
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    for event in events:
+        pipeline.add(event)
+        deadline = time.monotonic() + 5.0
+        while pipeline.take() is not None and time.monotonic() < deadline:
+            time.sleep(0.0002)  # a drive is slower than the network: let the worker keep up, as it does on a robot
+    done.set()
+    worker.join()
+    total.extend(pipeline.finish())
+    frames = {s.stamp_ns: s for s in total.statuses if s.key is not None}
+    _, alone = run(events)
+    compared = 0
+    for status in alone.statuses:
+        if status.key is not None and status.state is not None and frames[status.stamp_ns].state is not None:
+            other = frames[status.stamp_ns].state
+            assert other is not None
+            np.testing.assert_allclose(other.T_map_base, status.state.T_map_base, atol=1e-6)
+            compared += 1
+    assert compared > 60
+    assert pipeline.counters()["frames.stale"] == 0
+
+
+def test_an_absent_modality_is_named_and_the_mode_follows() -> None:
+    def kept(event: Event) -> bool:
+        second = (event.stamp_ns - START_NS) / SECOND
+        if event.kind is EventKind.IMAGE:
+            return not 4.0 <= second < 7.0 and not 12.0 <= second < 15.0
+        if event.kind is EventKind.CLOUD:
+            return not 8.0 <= second < 11.0 and not 12.0 <= second < 15.0
+        return True
+
+    pipeline, outputs = run([e for e in drive(20.0) if kept(e)])
+
+    def modes(start: float, end: float) -> set[Mode]:
+        return {s.mode for s in outputs.statuses if start <= (s.stamp_ns - START_NS) / SECOND < end}
+
+    assert modes(2.0, 3.5) == {Mode.RGB_DEPTH}
+    assert modes(4.5, 6.5) == {Mode.DEPTH_ONLY}
+    assert modes(8.5, 10.5) == {Mode.RGB_ONLY}
+    assert modes(13.6, 14.9) == {Mode.DEAD_RECKONING}
+    assert modes(16.0, 19.0) == {Mode.RGB_DEPTH}
+    lone = next(s for s in outputs.statuses if s.mode is Mode.DEPTH_ONLY)
+    assert Modality.RGB in lone.absent
+    assert position_errors(outputs)[20:].max() < 2.0
+    assert pipeline.counters()["frames.stale"] == 0
+
+
+def test_a_dead_camera_that_still_publishes_counts_as_absent() -> None:
+    events = [image(e.stamp_ns, constant=True) if e.kind is EventKind.IMAGE else e for e in drive(3.0)]
+    pipeline, outputs = run(events)
+    assert pipeline.counters()["rejected.image_constant"] == 30
+    frames = [s for s in outputs.statuses if s.key is not None]
+    assert "constant" in frames[-5].absent[Modality.RGB]
+    assert frames[-5].mode is Mode.DEPTH_ONLY
+
+
+def test_an_empty_cloud_counts_as_absent_and_both_absent_give_no_pose() -> None:
+    events = [cloud(e.stamp_ns, points=5) if e.kind is EventKind.CLOUD else e for e in drive(3.0)]
+    _, outputs = run(events)
+    assert {s.mode for s in outputs.statuses[10:] if s.key} == {Mode.RGB_ONLY}
+    events = [image(e.stamp_ns, constant=True) if e.kind is EventKind.IMAGE else e for e in events]
+    pipeline, outputs = run(events)
+    frames = [s for s in outputs.statuses if s.key is not None]
+    assert {s.verdict for s in frames} == {Verdict.NO_POSE}
+    assert all(s.measurement is None and s.state is None and s.mode is Mode.LOST for s in frames)
+    assert "rgb: image is constant" in frames[5].reason
+    assert pipeline.counters()["frames.no_pose"] == len(frames) == 30
+
+
+def test_bad_messages_are_counted_and_never_stop_the_drive() -> None:
+    events = []
+    for k, event in enumerate(drive(6.0)):
+        events.append(event)
+        if event.kind is EventKind.IMAGE and k % 5 == 0:
+            raw = event.payload
+            events[-1] = dataclasses.replace(event, payload=dataclasses.replace(raw, encoding="yuv999"))
+        if event.kind is EventKind.CLOUD and k % 3 == 0:
+            raw = event.payload
+            events[-1] = dataclasses.replace(event, payload=dataclasses.replace(raw, data=raw.data[:100]))
+        if event.kind is EventKind.ODOMETRY and k % 7 == 0:
+            bad = event.payload.T_odom_base.copy()
+            bad[0, 3] = np.nan
+            events[-1] = dataclasses.replace(event, payload=dataclasses.replace(event.payload, T_odom_base=bad))
+    pipeline, outputs = run(events)
+    counters = pipeline.counters()
+    assert counters["rejected.image"] >= 5
+    assert counters["rejected.depth"] >= 5
+    assert any("yuv999" in s.absent.get(Modality.RGB, "") for s in outputs.statuses)
+    for status in outputs.statuses:
+        if status.state is not None:
+            assert np.isfinite(status.state.T_map_base).all()
+            assert np.isfinite(status.state.cov_66).all()
+    assert position_errors(outputs)[20:].max() < 2.0
+
+
+def test_odd_stamps_are_counted() -> None:
+    events = drive(3.0)
+    odd = [image(0), image(START_NS + 4000 * SECOND), image(START_NS - 4000 * SECOND)]
+    pipeline, outputs = run(events[:80] + odd + events[80:])
+    counters = pipeline.counters()
+    assert counters["rejected.stamp_zero"] == 1
+    assert counters["rejected.stamp_from_the_future"] == 1
+    assert counters["rejected.stamp_backwards"] == 1
+    assert len([s for s in outputs.statuses if s.key is not None]) == 30
+    assert outputs.resets == []
+
+
+def test_missing_mountings_are_named() -> None:
+    pipeline, outputs = run([e for e in drive(2.0) if e.kind is not EventKind.STATIC_TRANSFORM])
+    frames = [s for s in outputs.statuses if s.key is not None]
+    assert all(s.verdict is Verdict.NO_POSE for s in frames)
+    assert "base_link -> camera_optical" in frames[-1].reason
+    assert "base_link -> lidar" in frames[-1].absent[Modality.DEPTH]
+    assert "transforms" in pipeline.current_problems()
+
+
+def test_a_bag_that_loops_starts_over_and_localizes_again() -> None:
+    pipeline, outputs = run(list(repeated(drive(12.0), 3)))
+    assert len(outputs.resets) == 2
+    assert pipeline.counters()["resets"] == 2
+    last = [s for s in outputs.statuses if s.key is not None][-50:]
+    assert all(s.mode is Mode.RGB_DEPTH for s in last)
+    assert position_errors(Outputs(statuses=last)).max() < 1.5
+
+
+def test_a_pose_by_hand_starts_the_filter_and_a_wrong_frame_does_not() -> None:
+    pipeline = Pipeline(CONFIG, ScriptedLocalizer())
+    for event in [*mountings(), odometry(START_NS, np.eye(4))]:
+        assert pipeline.add(event).states == []
+    cov = np.diag([0.1] * 6)
+    wrong = InitialPose(START_NS, "odom", np.eye(4), cov)
+    pipeline.add(Event(EventKind.INITIAL_POSE, START_NS, wrong))
+    assert pipeline.counters()["rejected.initialpose_wrong_frame"] == 1
+    pose = exp_se3([1.0, 2.0, 0.0, 0.0, 0.0, 0.5])
+    pipeline.add(Event(EventKind.INITIAL_POSE, START_NS, InitialPose(START_NS, "map", pose, cov)))
+    move = exp_se3([0.3, 0.0, 0.0, 0.0, 0.0, 0.0])
+    (state,) = pipeline.add(odometry(START_NS + SECOND // 20, move)).states
+    np.testing.assert_allclose(state.T_map_base, pose @ move, atol=1e-9)
+    np.testing.assert_allclose(state.T_map_odom, pose, atol=1e-9)
+
+
+def test_odometry_of_a_frame_it_was_not_told_of_is_refused() -> None:
+    config = LocalizerConfig(frames=FrameNames(odom="odom_wheel"))
+    pipeline, outputs = run(drive(2.0), config)
+    assert outputs.states == []
+    assert pipeline.counters()["odometry.wrong_frame"] == 40
+
+
+def test_a_camera_without_depth_needs_no_odometry_to_be_fused() -> None:
+    config = LocalizerConfig(input=InputConfig(depth_source="none"))
+    _, outputs = run(drive(3.0), config)
+    assert {s.mode for s in outputs.statuses[5:] if s.key} == {Mode.RGB_ONLY}
+    assert all(s.key.depth_stamps_ns == () for s in outputs.statuses if s.key)
+
+
+def test_stale_frames_are_dropped_oldest_first_and_counted() -> None:
+    pipeline = Pipeline(CONFIG, ScriptedLocalizer())
+    for event in drive(3.0):
+        pipeline.add(event)  # no worker takes anything
+    counters = pipeline.counters()
+    assert counters["frames.stale"] == counters["frames.paired"] - CONFIG.model.max_pending_frames
+    newest = pipeline.take()
+    assert newest is not None
+    assert newest.stamp_ns > START_NS + 2 * SECOND
+
+
+def test_silence_of_every_input_releases_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = Pipeline(CONFIG, ScriptedLocalizer())
+    for event in [*mountings(), camera_info(START_NS), odometry(START_NS, np.eye(4)), image(START_NS + 1)]:
+        pipeline.add(event)
+    assert pipeline.take() is None
+    assert pipeline.tick().statuses == []
+    later = time.monotonic() + 5.0
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    (status,) = pipeline.tick().statuses
+    assert status.reason == "every input is silent"
+    assert status.mode is Mode.LOST
+    key = pipeline.take()
+    assert key is not None
+    (frame_status,) = pipeline.process(key).statuses
+    assert frame_status.measurement is not None
+    np.testing.assert_allclose(
+        frame_status.measurement.T_map_base @ inverse(true_pose(START_NS + 1)), np.eye(4), atol=3.0
+    )
+
+
+def test_reset_forgets_the_pose_and_the_drive_goes_on() -> None:
+    events = drive(12.0)
+    pipeline = Pipeline(CONFIG, ScriptedLocalizer())
+    total = Outputs()
+    for k, event in enumerate(events):
+        total.extend(pipeline.add(event))
+        while (key := pipeline.take()) is not None:
+            total.extend(pipeline.process(key))
+        if k == len(events) // 2:
+            assert pipeline.reset("asked for").resets == ["asked for"]
+            assert pipeline.take() is None
+    assert [s.mode for s in total.statuses][-1] is Mode.RGB_DEPTH
