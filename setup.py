@@ -40,6 +40,7 @@ EXTRAS = {
         "pytest-cov>=4.1",
         "pytest-timeout>=2.2",
         "ruff>=0.6",
+        "scipy-stubs>=1.14",
         "types-PyYAML>=6.0",
     ],
     # The ROS 2 Kilted client library from wheels, and what builds message packages with it: for machines without a

@@ -44,7 +44,7 @@ OLDEST_PYTHON = (3, 11)
 NEWEST_WHEELS_PYTHON = (3, 14)
 NEEDED_DISK_GB = 12  # 7 for the environment, the rest for pip's downloads on the way
 MESSAGE_PACKAGES = {"tf2_msgs": ROOT / "bootstrap" / "tf2_msgs", "vmloc_msgs": ROOT / "msg"}
-SHARED_FOLDERS = ("launch", "config", "rviz", "models", "resource")
+SHARED_FOLDERS = ("launch", "config", "rviz", "models")
 DDS_PROFILE = ROOT / "config" / "fastdds.xml"
 
 
@@ -156,7 +156,7 @@ def build_environment() -> dict[str, str]:
 
 
 def call(*command: str | Path, environment: Mapping[str, str] | None = None) -> None:
-    run_visibly([str(word) for word in command], environment or build_environment(), ROOT, LOG)
+    run_visibly([str(word) for word in command], build_environment() if environment is None else environment, ROOT, LOG)
 
 
 def pip_install(*words: str | Path) -> None:
@@ -234,8 +234,24 @@ def use_opencv_without_windows_if_needed() -> None:
     call(*check)
 
 
-def install_project() -> None:
-    pip_install("--quiet", "--no-deps", "--no-build-isolation", "--editable", ".")
+def link(target: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    place.symlink_to(target)
+
+
+def link_project() -> None:
+    """Puts the package into the environment's ament prefix as `colcon build --symlink-install` would.
+
+    pip's editable install covers the Python code and the commands; the rest are links into the checkout.
+    """
+    share = VENV / "share" / "vmloc_ros"
+    for name in ("package.xml", *SHARED_FOLDERS):
+        link(ROOT / name, share / name)
+    index = VENV / "share" / "ament_index" / "resource_index" / "packages"
+    link(ROOT / "resource" / "vmloc_ros", index / "vmloc_ros")
+    for name in ("localizer", "vmloc"):
+        link(VENV / "bin" / name, VENV / "lib" / "vmloc_ros" / name)
 
 
 # ------------------------------------------------------------------------------------------- steps of the wheels kind
@@ -348,7 +364,6 @@ def wheels_steps() -> list[Step]:
     own = (ROOT / "bootstrap" / "setup_environment.py",)
     constraints = ROOT / "constraints.txt"
     metadata = (ROOT / "setup.py", ROOT / "setup.cfg", ROOT / "vmloc_ros" / "__init__.py")
-    shared = tuple(ROOT / name for name in SHARED_FOLDERS)
 
     def venv() -> None:
         check_disk()
@@ -364,7 +379,7 @@ def wheels_steps() -> list[Step]:
              (constraints, *metadata)),
         Step("cmake", "CMake files of the ROS 2 wheels", rewrite_cmake_paths, own),
         Step("messages", "Message packages (20 s)", build_messages, tuple(MESSAGE_PACKAGES.values())),
-        Step("project", "vmloc_ros itself", install_project, (ROOT / "package.xml", *shared)),
+        Step("project", "Links to launch files, configuration and models", link_project, own),
         Step("script", "Environment script", write_wheels_script, own),
         Step("check", "A check of it all", check_environment),
     ]  # fmt: skip
@@ -395,7 +410,7 @@ def distribution_steps() -> list[Step]:
     check_python(None)
     check_compiler()
     distribution = os.environ.get("ROS_DISTRO", "")
-    metadata = (ROOT / "setup.py", ROOT / "setup.cfg", ROOT / "package.xml", ROOT / "vmloc_ros")
+    metadata = tuple(ROOT / name for name in ("setup.py", "setup.cfg", "package.xml", "resource", "vmloc_ros"))
     shared = tuple(ROOT / name for name in SHARED_FOLDERS)
     return [
         Step("venv", "A virtual environment on top of the system's packages",
