@@ -184,7 +184,7 @@ class Rectifier:
         counts = COEFFICIENTS[info.distortion_model]
         if len(D) not in counts and len(D) != 0:
             raise CameraError(
-                f"{self._name}: D has {len(D)} coefficients; {info.distortion_model} has {' or '.join(map(str, counts))}"
+                f"{self._name}: D has {len(D)} coefficients, {info.distortion_model} {' or '.join(map(str, counts))}"
             )
         # Equidistant with zeros is still a fisheye: r = f theta.
         if info.distortion_model == EQUIDISTANT:
