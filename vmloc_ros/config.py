@@ -136,6 +136,12 @@ class FilterConfig(StrictModel):
     measurement_inflation: float = Field(
         1.0, ge=1.0, description="Multiplies the measurements' covariance: their errors are correlated in time."
     )
+    measurement_correlation_s: float = Field(
+        1.0,
+        ge=0.0,
+        description="Correlation time of the measurements' errors: measurements closer in time than this inform less. "
+        "0: independent errors.",
+    )
     student_t_dof: float = Field(
         0.0, ge=0.0, description="Degrees of freedom of the robust Student-t weight inside the gate; 0: off (Gaussian)."
     )
@@ -144,6 +150,9 @@ class FilterConfig(StrictModel):
     )
     relocalize_after: int = Field(
         8, ge=2, description="So many gated measurements in a row that agree among themselves re-initialise the filter."
+    )
+    relocalize_span_s: float = Field(
+        1.0, ge=0.0, description="Such a streak must last at least so long: errors in quick succession are alike."
     )
     initialize_after: int = Field(
         3, ge=1, description="So many measurements that agree among themselves start the filter."
@@ -161,6 +170,14 @@ class FilterConfig(StrictModel):
     )
     max_turn_rad_per_s: float = Field(
         10.0, gt=0.0, description="An odometry increment that turns faster than this is a jump: refused and counted."
+    )
+    max_acceleration_m_per_s2: float = Field(
+        20.0, gt=0.0, description="An odometry increment that changes the velocity faster than this is a jump."
+    )
+    jump_tolerance_m: float = Field(
+        1.0,
+        ge=0.0,
+        description="Increments may exceed the limits of speed and acceleration by so much (jitter of stamps).",
     )
     dead_reckoning_after_s: float = Field(
         1.0, gt=0.0, description="No fused measurement for so long: the mode is DEAD_RECKONING."
