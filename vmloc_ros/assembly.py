@@ -257,7 +257,7 @@ class Assembler:
     def _cloud(self, payload: RawCloud | RawScan) -> Cloud:
         cloud = self._decoded.get(payload.stamp_ns)
         if cloud is None:
-            cloud = decode_cloud(payload)
+            cloud = decode_cloud(payload, self._config.projection.point_times)
             if self._config.projection.accumulate == "around" or self._config.input.depth_source == "scan":
                 self._decoded[payload.stamp_ns] = cloud  # windows overlap: decode each cloud once
                 while len(self._decoded) > 4096:

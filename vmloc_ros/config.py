@@ -89,6 +89,9 @@ class ProjectionConfig(StrictModel):
     motion_compensation: bool = Field(
         True, description="Move every cloud to the image's instant by the odometry. False: use points as they are."
     )
+    point_times: bool = Field(
+        True, description="De-skew clouds that have a time per point. False: all points are at the cloud's stamp."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
