@@ -32,7 +32,7 @@ def test_lookup_follows_the_tree_in_both_directions() -> None:
 
 def test_a_missing_frame_is_named_with_those_that_are_known() -> None:
     extrinsics, _ = mounted()
-    with pytest.raises(TransformError, match="base_link -> radar.*base_link, camera, lidar, mast"):
+    with pytest.raises(TransformError, match=r"base_link -> radar.*base_link, camera, lidar, mast"):
         extrinsics.lookup("base_link", "radar")
     with pytest.raises(TransformError, match="known frames: none"):
         Extrinsics().lookup("base_link", "camera")

@@ -1,7 +1,7 @@
 """A small world for tests: a vehicle on a circle, its odometry, and cameras whose images say nothing.
 
-`ScriptedLocalizer` is a whole localizer without a network: it answers with the truth plus seeded noise, which is what tests
-of everything around a network need.
+`ScriptedLocalizer` is a whole localizer without a network: it answers with the truth plus seeded noise, which is what
+tests of everything around a network need.
 """
 
 from __future__ import annotations
@@ -111,11 +111,14 @@ def drive(duration_s: float = 12.0, start_ns: int = START_NS, drift: float = 0.0
     return mountings() + sorted(events, key=lambda e: (e.stamp_ns, order.get(e.kind, 2)))
 
 
+CAMERA = PinholeIntrinsics(WIDTH, HEIGHT, 50.0, 50.0, WIDTH / 2, HEIGHT / 2)
+
+
 @dataclass(frozen=True)
 class ScriptedCard:
     """The part of a model's card that the pipeline reads."""
 
-    camera: PinholeIntrinsics | None = PinholeIntrinsics(WIDTH, HEIGHT, 50.0, 50.0, WIDTH / 2, HEIGHT / 2)
+    camera: PinholeIntrinsics = CAMERA
 
 
 @dataclass

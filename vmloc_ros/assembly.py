@@ -117,10 +117,7 @@ class Assembler:
             return CAMERA_BY_HAND
         names = [self._config.frames.camera]
         if parts is not None:
-            names += [
-                parts.image.frame_id if parts.image is not None else "",
-                parts.info.frame_id if parts.info else "",
-            ]
+            names += [part.frame_id for part in (parts.image, parts.info) if part is not None]
         return next((name for name in names if name), "camera_optical")
 
     def T_base_camera(self, parts: FrameParts | None) -> Array:
@@ -233,9 +230,8 @@ class Assembler:
         T_base_lidar = self._extrinsics.lookup(self._config.frames.base, lidar)
         points = accumulate(clouds, parts.key.stamp_ns, parts.odometry, T_base_lidar, config)
         if points.reasons and not len(points.xyz_base_N3):
-            raise MessageError(
-                "no cloud could be used: " + "; ".join(f"{why} ({n})" for why, n in points.reasons.items() if n)
-            )
+            reasons = "; ".join(f"{reason} ({count})" for reason, count in points.reasons.items() if count)
+            raise MessageError(f"no cloud could be used: {reasons}")
         if config.kind == "cylindrical":
             T_lidar_base = inverse(T_base_lidar)
             return project_cylindrical(
@@ -305,7 +301,8 @@ class FrameSource:
     def add(self, event: Event) -> ClockVerdict:
         """Stores a sensor event; the verdict says whether its stamp was believed.
 
-        Odometry only moves the clock: whoever checks it inserts it into `odometry` when it is good. After `RESET` everything older has been forgotten and the event is stored.
+        Odometry only moves the clock: whoever checks it inserts it into `odometry` when it is good. After `RESET`
+        everything older has been forgotten and the event is stored.
         """
         if event.kind is EventKind.CAMERA_INFO:
             self.store.info = event.payload

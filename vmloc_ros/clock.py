@@ -18,8 +18,8 @@ class ClockVerdict(StrEnum):
 class DataClock:
     """The newest stamp of all topics, guarded against stamps that no other message bears out.
 
-    A stamp more than `jump_s` ahead of or behind the newest one is refused, unless `confirmations` messages in a row agree
-    on the new time: then the data has jumped (a bag that loops, a clock that was set), which is a reset.
+    A stamp more than `jump_s` ahead of or behind the newest one is refused, unless `confirmations` messages in a row
+    agree on the new time: then the data has jumped (a bag that loops, a clock that was set), which is a reset.
     """
 
     def __init__(self, jump_s: float = 5.0, confirmations: int = 3) -> None:

@@ -1,7 +1,7 @@
 """Which messages make up a frame, and when to stop waiting for the rest.
 
-A frame goes out when its partner has come, or when the partner is overdue, with what there is. All waiting is measured on
-data time (the newest stamp of any topic), so that a replay at any speed, or without a clock, decides the same.
+A frame goes out when its partner has come, or when the partner is overdue, with what there is. All waiting is measured
+on data time (the newest stamp of any topic), so that a replay at any speed, or without a clock, decides the same.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ def _nanoseconds(seconds: float) -> int:
 class Pairing:
     """Turns the stamps of images and depth messages into frame keys.
 
-    `depth_source` points or scan: a frame takes every cloud within the window before (`past`) or on both sides of (`around`)
-    the image. depth: it takes the depth image of the same instant. An image alone, or depth alone, is a frame as well.
+    `depth_source` points or scan: a frame takes every cloud within the window before (`past`) or on both sides of
+    (`around`) the image. depth: it takes the depth image of the same instant. An image alone, or depth alone, is a
+    frame as well.
     """
 
     def __init__(self, config: LocalizerConfig) -> None:

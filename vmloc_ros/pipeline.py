@@ -1,7 +1,7 @@
 """The one pipeline of the node, of `vmloc localize` and of the tests: stamped events in, poses and verdicts out.
 
-`add` is cheap and may be called from any thread; `take` and `process` belong to one worker, which runs the network. Called
-one after the other (`run`) they give the trajectory that the node gives.
+`add` is cheap and may be called from any thread; `take` and `process` belong to one worker, which runs the network.
+Called one after the other (`run`) they give the trajectory that the node gives.
 """
 
 from __future__ import annotations
@@ -400,7 +400,7 @@ class Pipeline:
         yield self.finish()
 
     def counters(self) -> dict[str, int]:
-        """Totals since the start: `images.received`, `frames.stale`, `verdict.fused`, `odometry.jump`, `rejected.*`, ..."""
+        """Totals since the start: `images.received`, `frames.stale`, `verdict.fused`, `odometry.jump`, ..."""
         with self._lock:
             totals = dict.fromkeys(ALWAYS_COUNTED, 0) | dict(self._counts) | self._fusion.counters()
             for what, count in self._assembler.rejected.items():

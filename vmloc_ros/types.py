@@ -1,7 +1,7 @@
 """The core's own objects: no ROS, no torch. Time is integer nanoseconds; poses are 4x4 float64 `T_target_source`.
 
-Sensor payloads (`RawImage`, `RawCloud`, ...) keep the bytes as they came: storing one costs nothing, decoding is done by
-whoever needs it (`images`, `clouds`), so that a frame which is never used is never decoded.
+Sensor payloads (`RawImage`, `RawCloud`, ...) keep the bytes as they came: storing one costs nothing, decoding is done
+by whoever needs it (`images`, `clouds`), so that a frame which is never used is never decoded.
 """
 
 from __future__ import annotations
