@@ -188,7 +188,7 @@ class FilterConfig(StrictModel):
     lost_after_s: float = Field(
         60.0,
         gt=0.0,
-        description="No fused measurement for so long, or this long without odometry and measurements: LOST.",
+        description="No fused measurement for so long, whatever the odometry says: LOST.",
     )
     lost_odometry_gap_s: float = Field(
         3.0, gt=0.0, description="No odometry and no fused measurement for so long: LOST, and the TF stops."

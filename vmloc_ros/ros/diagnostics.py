@@ -1,0 +1,255 @@
+"""What `/diagnostics` says: one line per part of the localizer, with numbers and, where something is wrong, a cure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+from vmloc_ros.config import LocalizerConfig
+from vmloc_ros.ros.conversions import header
+from vmloc_ros.ros.flow import FlowReport
+from vmloc_ros.types import EventKind, Mode, Status
+
+SILENT_S = 2.0
+LOST_SHARE = 0.7
+"""A smaller share of what was sent is worth a warning."""
+RECENT_REPORTS = 5
+"""A rejection stays visible for so many reports (seconds)."""
+
+DEPTH_KINDS = {"points": EventKind.CLOUD, "scan": EventKind.SCAN, "depth": EventKind.DEPTH}
+CURE = (
+    "the transport loses messages: set FASTDDS_DEFAULT_PROFILES_FILE to vmloc_ros' config/fastdds.xml "
+    "in the environment of the *publisher*"
+)
+
+
+class Level(IntEnum):
+    OK = 0
+    WARN = 1
+    ERROR = 2
+    STALE = 3
+
+
+@dataclass
+class Part:
+    """One line: the worst of what was found, and its values."""
+
+    name: str
+    level: Level = Level.OK
+    message: str = ""
+    values: dict[str, str] = field(default_factory=dict)
+
+    def raise_to(self, level: Level, message: str) -> None:
+        """Makes the line at least as bad; messages are joined, the worst first."""
+        worse = level > self.level
+        self.level = max(self.level, level)
+        parts = [message, self.message] if worse else [self.message, message]
+        self.message = "; ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that diagnostics are made of, at one moment.
+
+    Attributes:
+        lifecycle: the state's label; `error` is why the last transition failed.
+        flows: per input; empty while the node is not active.
+        topics: resolved names of the inputs.
+        publishers: how many publishers the inputs' topics have.
+        network: device and the like, in words; `fallback` is why the CPU is used although it was not asked for.
+    """
+
+    lifecycle: str
+    error: str = ""
+    flows: Mapping[EventKind, FlowReport] = field(default_factory=dict)
+    topics: Mapping[EventKind, str] = field(default_factory=dict)
+    publishers: Mapping[EventKind, int] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)
+    problems: Mapping[str, str] = field(default_factory=dict)
+    last_status: Status | None = None
+    network: Mapping[str, str] = field(default_factory=dict)
+    fallback: str | None = None
+    latencies_ms: Sequence[float] = ()
+    failures: int = 0
+    withheld: Mapping[str, int] = field(default_factory=dict)
+
+
+class Diagnostics:
+    """Makes the reports; it remembers the last few counters, to tell what goes wrong *now* from what once did."""
+
+    def __init__(self, node_name: str) -> None:
+        self._node = node_name
+        self._history: list[Mapping[str, int]] = []
+
+    def report(self, snapshot: Snapshot, config: LocalizerConfig | None, stamp_ns: int) -> DiagnosticArray:
+        """The message. Without a configuration (not configured yet) there is only the line on the life cycle."""
+        parts = [_lifecycle(snapshot)]
+        if snapshot.flows and config is not None:
+            recent = self._recent(dict(snapshot.counters) | {"worker.failures": snapshot.failures})
+            parts += [
+                _camera(snapshot, config, recent),
+                _depth(snapshot, config, recent),
+                _odometry(snapshot, recent),
+                _network(snapshot, recent),
+                _filter(snapshot, recent),
+                _transforms(snapshot, recent),
+            ]
+        else:
+            self._history.clear()
+        return DiagnosticArray(header=header(stamp_ns, ""), status=[self._message(part) for part in parts])
+
+    def _recent(self, counters: Mapping[str, int]) -> dict[str, int]:
+        """How much every counter has grown during the last reports."""
+        self._history.append(dict(counters))
+        del self._history[: -RECENT_REPORTS - 1]
+        before = self._history[0] if len(self._history) > RECENT_REPORTS else {}
+        return {name: count - before.get(name, 0) for name, count in counters.items()}
+
+    def _message(self, part: Part) -> DiagnosticStatus:
+        return DiagnosticStatus(
+            level=bytes([part.level]),
+            name=f"{self._node}: {part.name}",
+            message=part.message or "ok",
+            hardware_id=self._node,
+            values=[KeyValue(key=key, value=value) for key, value in part.values.items()],
+        )
+
+
+def _lifecycle(snapshot: Snapshot) -> Part:
+    part = Part("lifecycle", message=snapshot.lifecycle, values={"state": snapshot.lifecycle})
+    if snapshot.error:
+        part.raise_to(Level.ERROR, snapshot.error)
+    elif not snapshot.flows:
+        part.level = Level.STALE
+    return part
+
+
+def _flow(part: Part, snapshot: Snapshot, kind: EventKind, prefix: str = "") -> None:
+    """Values and level of one input."""
+    flow, topic = snapshot.flows[kind], snapshot.topics.get(kind, kind.value)
+    part.values[f"{prefix}topic"] = topic
+    part.values[f"{prefix}received"] = str(flow.count)
+    part.values[f"{prefix}rate_hz"] = f"{flow.rate_hz:.2f}"
+    if flow.sent_hz is not None:
+        part.values[f"{prefix}rate_by_stamps_hz"] = f"{flow.sent_hz:.2f}"
+    if flow.delivered is not None:
+        part.values[f"{prefix}delivered"] = f"{flow.delivered:.3f}"
+    if flow.silent_s is None:
+        publishers = snapshot.publishers.get(kind, 0)
+        why = f"has {publishers} publisher(s); check QoS and network" if publishers else "has no publisher; remap it"
+        part.raise_to(Level.STALE, f"nothing has come on {topic}, which {why}")
+    elif flow.silent_s > max(SILENT_S, 5.0 / flow.sent_hz if flow.sent_hz else 0.0):
+        part.raise_to(Level.STALE, f"{topic} has been silent for {flow.silent_s:.1f} s")
+    elif flow.delivered is not None and flow.delivered < LOST_SHARE:
+        part.raise_to(
+            Level.WARN, f"only {100.0 * flow.delivered:.0f} % of what was sent on {topic} has arrived: {CURE}"
+        )
+
+
+def _rejections(part: Part, snapshot: Snapshot, recent: Mapping[str, int], prefixes: tuple[str, ...]) -> None:
+    """Counted refusals whose names start with one of the prefixes; those of the last seconds raise the level."""
+    for name, count in snapshot.counters.items():
+        what = name.removeprefix("rejected.")
+        if name == what or not what.startswith(prefixes):
+            continue
+        part.values[name] = str(count)
+        if recent.get(name, 0) > 0:
+            part.raise_to(Level.WARN, snapshot.problems.get(what, f"{recent[name]} x {what}"))
+
+
+def _camera(snapshot: Snapshot, config: LocalizerConfig, recent: Mapping[str, int]) -> Part:
+    part = Part("camera")
+    if not config.input.use_image:
+        part.message = "not used (input.use_image is off)"
+    else:
+        _flow(part, snapshot, EventKind.IMAGE)
+        _flow(part, snapshot, EventKind.CAMERA_INFO, "camera_info.")
+    _rejections(part, snapshot, recent, ("image", "camera_info"))
+    return part
+
+
+def _depth(snapshot: Snapshot, config: LocalizerConfig, recent: Mapping[str, int]) -> Part:
+    part = Part("depth")
+    kind = DEPTH_KINDS.get(config.input.depth_source)
+    if kind is None:
+        part.message = "not used (input.depth_source is none)"
+    else:
+        _flow(part, snapshot, kind)
+    _rejections(part, snapshot, recent, ("depth", "points", "scan"))
+    return part
+
+
+def _odometry(snapshot: Snapshot, recent: Mapping[str, int]) -> Part:
+    part = Part("odometry")
+    _flow(part, snapshot, EventKind.ODOMETRY)
+    _rejections(part, snapshot, recent, ("odom",))
+    for name, count in snapshot.counters.items():
+        kind = name.removeprefix("odometry.")
+        if kind == name:
+            continue
+        part.values[name] = str(count)
+        if kind != "used" and recent.get(name, 0) > 0:
+            part.raise_to(Level.WARN, snapshot.problems.get("odometry", f"{recent[name]} x {kind}"))
+    return part
+
+
+def _network(snapshot: Snapshot, recent: Mapping[str, int]) -> Part:
+    part = Part("network", values=dict(snapshot.network))
+    for name, count in snapshot.counters.items():
+        if name.startswith("frames."):
+            part.values[name] = str(count)
+    if snapshot.latencies_ms:
+        p50, p95 = np.percentile(np.array(snapshot.latencies_ms), [50, 95])
+        part.values |= {"latency_p50_ms": f"{p50:.1f}", "latency_p95_ms": f"{p95:.1f}"}
+    if snapshot.fallback:
+        part.raise_to(Level.WARN, f"runs on the CPU: {snapshot.fallback}")
+    if recent.get("frames.stale", 0) > 0:
+        part.raise_to(
+            Level.WARN, f"{recent['frames.stale']} frames were dropped: the network is slower than the camera"
+        )
+    if recent.get("frames.no_pose", 0) > 0:
+        why = snapshot.problems.get("network") or (snapshot.last_status.reason if snapshot.last_status else "")
+        part.raise_to(Level.WARN, f"{recent['frames.no_pose']} frames gave no pose: {why}")
+    part.values["failures"] = str(snapshot.failures)
+    if recent.get("worker.failures", 0) > 0:
+        part.raise_to(Level.ERROR, "processing a frame failed unexpectedly: see the log")
+    return part
+
+
+def _filter(snapshot: Snapshot, recent: Mapping[str, int]) -> Part:
+    part = Part("filter")
+    status = snapshot.last_status
+    mode = status.mode if status is not None else Mode.LOST
+    part.values["mode"] = mode.value
+    if status is not None:
+        part.values["verdict"] = status.verdict.value
+    for name, count in [*snapshot.counters.items(), *((f"withheld.{n}", c) for n, c in snapshot.withheld.items())]:
+        if name.startswith(("verdict.", "withheld.", "resets", "initialpose")):
+            part.values[name] = str(count)
+    if mode is Mode.LOST:
+        part.raise_to(*((Level.ERROR, "lost") if status is not None else (Level.WARN, "not initialised yet")))
+    elif mode is Mode.DEAD_RECKONING:
+        part.raise_to(Level.WARN, "dead reckoning: no measurement has been fused lately")
+    _rejections(part, snapshot, recent, ("stamp_", "initialpose"))
+    if recent.get("verdict.gated", 0) > recent.get("verdict.fused", 0):
+        part.raise_to(Level.WARN, "more measurements are gated than fused")
+    return part
+
+
+def _transforms(snapshot: Snapshot, recent: Mapping[str, int]) -> Part:
+    part = Part("transforms")
+    for text in _transform_problems(snapshot.problems):
+        part.raise_to(Level.ERROR, text)
+    _rejections(part, snapshot, recent, ("static_transform", "tf_static"))
+    return part
+
+
+def _transform_problems(problems: Mapping[str, str]) -> Iterator[str]:
+    if "transforms" in problems:
+        yield problems["transforms"]
+    elif problems.get("depth", "").startswith("no transform"):
+        yield problems["depth"]

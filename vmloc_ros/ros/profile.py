@@ -1,0 +1,48 @@
+"""The Fast DDS profile that does not lose images (`config/fastdds.xml`), and setting it before a node starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from vmloc_ros.errors import SetupError
+
+PACKAGE = "vmloc_ros"
+VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+"""The variable of Fast DDS 3 (Kilted) and the one of Fast DDS 2 (Jazzy and older)."""
+
+
+def shared_file(relative: str) -> Path:
+    """A file of the package's share folder: beside the source tree, or where colcon or pip installed it.
+
+    Raises:
+        SetupError: it is in none of them.
+    """
+    beside_source = Path(__file__).resolve().parents[2] / relative
+    if beside_source.is_file():
+        return beside_source
+    for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
+        installed = Path(prefix) / "share" / PACKAGE / relative
+        if prefix and installed.is_file():
+            return installed
+    raise SetupError(f"{relative}: not found in the share folder of {PACKAGE}; build and source the workspace again")
+
+
+def dds_profile() -> Path:
+    """The profile's path.
+
+    Raises:
+        SetupError: the package is installed without it.
+    """
+    return shared_file("config/fastdds.xml")
+
+
+def use_dds_profile(environment: MutableMapping[str, str] = os.environ) -> str:
+    """Sets the profile unless the user has set one; call it before rclpy is initialised. Returns the one in force."""
+    chosen = next((environment[name] for name in VARIABLES if environment.get(name)), None)
+    if chosen is None:
+        chosen = str(dds_profile())
+        for name in VARIABLES:
+            environment[name] = chosen
+    return chosen
