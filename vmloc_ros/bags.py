@@ -206,6 +206,20 @@ class BagReader:
                 number += 1
                 yield BagMessage(connection.topic, connection.msgtype, data, log_ns)
 
+    def decoded(self, topics: Collection[str]) -> Iterator[tuple[str, Any]]:
+        """(topic, message) of any topics, in order of arrival; unusable messages are counted.
+
+        Raises:
+            BagError: as `messages`.
+        """
+        for message in self.messages(topics):
+            try:
+                content = _deserialize(message)
+            except MessageError as error:
+                self._reject(message.topic, error)
+            else:
+                yield message.topic, content
+
     def events(
         self,
         kinds: Collection[EventKind] = SENSOR_KINDS,

@@ -1,7 +1,7 @@
 """What a run of the localizer left behind: its diary of statuses, its live poses, and the inputs they are judged by.
 
 A `RunLog` comes from a pipeline in this process (`RunCollector`) or from the outputs that a node's run recorded
-(`run_log_messages.read_outputs`); reports and figures are made from it and do not know the difference.
+(`run_outputs.log_of_node_run`); reports and figures are made from it and do not know the difference.
 """
 
 from __future__ import annotations
@@ -133,9 +133,11 @@ class RunCollector:
         outages: Sequence[Outage] | None = None,
         retrieval: Trajectory | None = None,
         published: Mapping[str, int] | None = None,
+        start_ns: int | None = None,
     ) -> RunLog:
-        """The log. `truth` overrides the truth events; outages that are not given are detected from the frames."""
-        start_ns = self._start_ns if self._start_ns is not None else 0
+        """The log. What is not given comes from the events: truth, counts and start; outages from the frames."""
+        if start_ns is None:
+            start_ns = self._start_ns if self._start_ns is not None else 0
         if truth is None and self._truth:
             truth = trajectory_of(self._truth)
         if outages is None:
