@@ -145,9 +145,7 @@ def _flow(part: Part, snapshot: Snapshot, kind: EventKind, prefix: str = "") -> 
     elif flow.silent_s > max(SILENT_S, 5.0 / flow.sent_hz if flow.sent_hz else 0.0):
         part.raise_to(Level.STALE, f"{topic} has been silent for {flow.silent_s:.1f} s")
     elif flow.delivered is not None and flow.delivered < LOST_SHARE:
-        part.raise_to(
-            Level.WARN, f"only {100.0 * flow.delivered:.0f} % of what was sent on {topic} has arrived: {CURE}"
-        )
+        part.raise_to(Level.WARN, f"only {100.0 * flow.delivered:.0f} % of the messages on {topic} arrive: {CURE}")
 
 
 def _rejections(part: Part, snapshot: Snapshot, recent: Mapping[str, int], prefixes: tuple[str, ...]) -> None:
@@ -208,9 +206,7 @@ def _network(snapshot: Snapshot, recent: Mapping[str, int]) -> Part:
     if snapshot.fallback:
         part.raise_to(Level.WARN, f"runs on the CPU: {snapshot.fallback}")
     if recent.get("frames.stale", 0) > 0:
-        part.raise_to(
-            Level.WARN, f"{recent['frames.stale']} frames were dropped: the network is slower than the camera"
-        )
+        part.raise_to(Level.WARN, f"{recent['frames.stale']} frames dropped: the network is slower than the camera")
     if recent.get("frames.no_pose", 0) > 0:
         why = snapshot.problems.get("network") or (snapshot.last_status.reason if snapshot.last_status else "")
         part.raise_to(Level.WARN, f"{recent['frames.no_pose']} frames gave no pose: {why}")

@@ -64,16 +64,14 @@ class LocalizerNode(LifecycleNode):
         self._config: LocalizerConfig | None = None
         self._localizer: Localizer | None = None
         self._pipeline: Pipeline | None = None
-        self._publishers: Publishers | None = None
+        self._outputs: Publishers | None = None
         self._inputs: Inputs | None = None
         self._worker: Worker | None = None
-        self._timers: list[Timer] = []
+        self._periodic: list[Timer] = []
         self._odometry_clock = DataClock()
         self._error = ""
         self._logged_s: dict[str, float] = {}
-        self._steady = Clock(
-            clock_type=ClockType.STEADY_TIME
-        )  # /clock may stand still; silence is noticed all the same
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)  # /clock may stand still
         self.parameters = NodeParameters(self, lambda: self._config is not None)
         self._diagnostics = Diagnostics(self.get_name())
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", qos.reliable())
@@ -158,7 +156,7 @@ class LocalizerNode(LifecycleNode):
         localizer = self._load(Path(config.model.path).expanduser(), config.model)
         localizer.warm_up()
         Pipeline(config, localizer)  # what is wrong with the parameters shows here, not when the node is activated
-        self._publishers = Publishers(self, config)
+        self._outputs = Publishers(self, config)
         self._config, self._localizer = config, localizer
         if localizer.fallback:
             self.get_logger().warning(localizer.fallback)
@@ -169,41 +167,41 @@ class LocalizerNode(LifecycleNode):
     def _activate(self) -> None:
         assert self._config is not None
         assert self._localizer is not None
-        assert self._publishers is not None
+        assert self._outputs is not None
         config = self._config
         self._localizer.reset()
-        self._publishers.clear()
+        self._outputs.clear()
         self._odometry_clock.clear()
         self._pipeline = Pipeline(config, self._localizer)
-        self._worker = Worker(self._pipeline, self._publishers.publish, self.get_logger().error)
+        self._worker = Worker(self._pipeline, self._outputs.publish, self.get_logger().error)
         self._worker.start()
         self._inputs = Inputs(self, config, self._on_event, self._on_refused)
-        self._timers = [
+        self._periodic = [
             self.create_timer(TICK_S, self._on_tick, clock=self._steady),
-            self.create_timer(1.0 / config.output.path_rate_hz, self._publishers.publish_path, clock=self._steady),
+            self.create_timer(1.0 / config.output.path_rate_hz, self._outputs.publish_path, clock=self._steady),
         ]
         names = ", ".join(f"{kind.value}: {topic}" for kind, topic in self._inputs.topics.items())
         self.get_logger().info(f"active; {names}")
 
     def _deactivate(self) -> None:
-        if self._inputs is None or self._worker is None or self._pipeline is None or self._publishers is None:
+        if self._inputs is None or self._worker is None or self._pipeline is None or self._outputs is None:
             return
-        for timer in self._timers:
+        for timer in self._periodic:
             self.destroy_timer(timer)
-        self._timers.clear()
+        self._periodic.clear()
         self._inputs.destroy()
         self._inputs = None
         self._worker.stop()
-        self._publishers.publish(self._pipeline.finish())
-        self._publishers.publish_path()
+        self._outputs.publish(self._pipeline.finish())
+        self._outputs.publish_path()
         counters = {name: count for name, count in self._pipeline.counters().items() if count}
         self.get_logger().info("inactive; " + ", ".join(f"{name}: {count}" for name, count in counters.items()))
         self._worker = None
 
     def _clean_up(self) -> None:
-        if self._publishers is not None:
-            self._publishers.destroy()
-        self._publishers = self._pipeline = self._localizer = self._config = None
+        if self._outputs is not None:
+            self._outputs.destroy()
+        self._outputs = self._pipeline = self._localizer = self._config = None
 
     def _shut_down(self) -> None:
         self._deactivate()
@@ -213,7 +211,7 @@ class LocalizerNode(LifecycleNode):
 
     def _on_event(self, event: Event) -> None:
         """An input, in the executor's thread: into the pipeline, and out with what it gives at once."""
-        pipeline, publishers, worker = self._pipeline, self._publishers, self._worker
+        pipeline, publishers, worker = self._pipeline, self._outputs, self._worker
         if pipeline is None or publishers is None or worker is None:
             return
         if event.kind is EventKind.IMAGE and not publishers.camera_frame:
@@ -236,18 +234,18 @@ class LocalizerNode(LifecycleNode):
         self._warn(f"{kind.value}_{error.reason}", f"{kind.value}: {error}")
 
     def _on_tick(self) -> None:
-        if self._pipeline is None or self._publishers is None or self._worker is None:
+        if self._pipeline is None or self._outputs is None or self._worker is None:
             return
-        self._publishers.publish(self._pipeline.tick())
+        self._outputs.publish(self._pipeline.tick())
         self._worker.wake()
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        if self._pipeline is None or self._publishers is None or self._inputs is None:
+        if self._pipeline is None or self._outputs is None or self._inputs is None:
             response.success, response.message = False, f"the node is {self.state}: there is nothing to reset"
             return response
         outputs = self._pipeline.reset("asked for by the reset service")
         self._report_resets(outputs)
-        self._publishers.publish(outputs)
+        self._outputs.publish(outputs)
         response.success, response.message = True, "forgot pose and history; waiting for measurements"
         return response
 
@@ -269,7 +267,7 @@ class LocalizerNode(LifecycleNode):
         self._diagnostics_publisher.publish(self._diagnostics.report(self._snapshot(), self._config, stamp_ns))
 
     def _snapshot(self) -> Snapshot:
-        inputs, pipeline, publishers, worker = self._inputs, self._pipeline, self._publishers, self._worker
+        inputs, pipeline, publishers, worker = self._inputs, self._pipeline, self._outputs, self._worker
         if inputs is None or pipeline is None or publishers is None or worker is None or self._localizer is None:
             return Snapshot(self.state, self._error)
         now_s = time.monotonic()

@@ -6,7 +6,7 @@ import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from vmloc_ros.errors import SetupError
+from vmloc_ros.errors import BagError, SetupError
 
 PACKAGE = "vmloc_ros"
 VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
@@ -46,3 +46,17 @@ def use_dds_profile(environment: MutableMapping[str, str] = os.environ) -> str:
         for name in VARIABLES:
             environment[name] = chosen
     return chosen
+
+
+def interface_file(msgtype: str) -> Path:
+    """The .msg file of `package/msg/Name`, where the environment has it installed.
+
+    Raises:
+        BagError: it is not installed.
+    """
+    package, _, name = msgtype.split("/")
+    for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
+        installed = Path(prefix) / "share" / package / "msg" / f"{name}.msg"
+        if prefix and installed.is_file():
+            return installed
+    raise BagError(f"{msgtype}: its definition is not installed (share/{package}/msg/{name}.msg)")

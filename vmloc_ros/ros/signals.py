@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType, TracebackType
 from typing import Any
 
 SLICE_S = 0.05
+EXIT_WITH_PARENT = "VMLOC_EXIT_WITH_PARENT"
+_PR_SET_PDEATHSIG = 1
+
+
+def exit_with_parent() -> None:
+    """Where the launch file asks for it: gets a SIGTERM when launch dies, which leaves its processes behind otherwise.
+
+    `ros2 launch` passes SIGINT on to its processes, but cancels itself on SIGTERM. Linux only; elsewhere nothing happens.
+    """
+    if os.environ.get(EXIT_WITH_PARENT) == "1" and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 class StopRequest:
@@ -23,6 +37,7 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
+        exit_with_parent()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._on_signal)
