@@ -19,6 +19,7 @@ REQUIREMENTS = [
     "matplotlib>=3.6,<4",
     "numpy>=1.26,<3",
     "opencv-python>=4.6,<6",
+    "packaging>=22",
     "pydantic>=2.6,<3",
     "PyYAML>=6.0,<7",
     "rich>=13.0,<16",

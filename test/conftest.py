@@ -61,6 +61,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Gives the domain back."""
+    if _domain_lock is not None:
+        _domain_lock.close()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
     """OpenCV does not read OMP_NUM_THREADS in every build; torch does."""
