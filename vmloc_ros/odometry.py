@@ -16,9 +16,9 @@ from vmloc_ros.trajectory import NANOSECONDS
 class OdometryBuffer:
     """Poses `T_odom_base` of the last `window_s` seconds, inserted in any order, asked for at any stamp between.
 
-    Between neighbours the rotation is interpolated by slerp and the position linearly; nothing is extrapolated or clamped,
-    and pairs further apart than `max_gap_s` are not bridged. Not safe for two threads at once: hand `snapshot()` to the
-    other one.
+    Between neighbours the rotation is interpolated by slerp and the position linearly; nothing is extrapolated or
+    clamped, and pairs further apart than `max_gap_s` are not bridged. Not safe for two threads at once: hand
+    `snapshot()` to the other one.
     """
 
     def __init__(self, window_s: float, max_gap_s: float = float("inf")) -> None:
@@ -45,7 +45,7 @@ class OdometryBuffer:
         return self._stamps[0] if self._stamps else None
 
     def insert(self, stamp_ns: int, T_odom_base: Array) -> bool:
-        """Stores a pose; False where it is older than the window (or than `forget_before`) or its stamp is held already.
+        """Stores a pose; False where it is older than the window (or than `forget_before`) or its stamp is known.
 
         Raises:
             GeometryError: not a finite 4x4 rigid transform.
@@ -80,14 +80,14 @@ class OdometryBuffer:
         return True
 
     def _prune(self, before_ns: int) -> None:
-        """Drops what is older, but keeps one sample at or before the edge, so that the whole window can be asked for."""
+        """Drops what is older, but keeps one sample at or before the edge, so that the whole window has answers."""
         stamps = self._stamps
         if len(stamps) > 1 and stamps[1] <= before_ns:
             keep_from = bisect.bisect_right(stamps, before_ns) - 1
             del stamps[:keep_from], self._poses[:keep_from]
 
     def forget_before(self, stamp_ns: int) -> None:
-        """Drops everything older than a stamp, also what arrives later: the odometry frame was moved (jump, restart)."""
+        """Drops everything older than a stamp, also what arrives later: the odometry has jumped or restarted."""
         index = bisect.bisect_left(self._stamps, stamp_ns)
         del self._stamps[:index], self._poses[:index]
         self._floor_ns = stamp_ns
@@ -127,7 +127,7 @@ class OdometryBuffer:
         return interpolate(self._poses[before], self._poses[after], (stamp_ns - start) / (end - start))
 
     def poses_at(self, stamps_ns_N: ArrayLike) -> Array | None:
-        """`T_odom_base` (N, 4, 4) at many stamps in any order; None where one of them is outside the window or in a gap."""
+        """`T_odom_base` (N, 4, 4) at many stamps in any order; None where one is outside the window or in a gap."""
         queries = np.asarray(stamps_ns_N, dtype=np.int64).reshape(-1)
         if len(queries) == 0:
             return np.empty((0, 4, 4))

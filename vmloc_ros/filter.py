@@ -1,0 +1,213 @@
+"""The error-state Kalman filter on SE(3): pure functions on a pose and a covariance.
+
+The state is `T_map_base` with the perturbation on the right, `T = T_hat Exp(d)`, `d ~ N(0, P)`, ordered (translation,
+rotation), in the body's axes. A measurement is a pose `Z` with `T = Z Exp(n)`, `n ~ N(0, R)`: the same convention.
+
+Sources: J. Sola, J. Deray, D. Atchuthan, "A micro Lie theory for state estimation in robotics", arXiv:1812.01537
+(section V: error propagation and the Jacobians); B. M. Bell, F. W. Cathey, "The iterated Kalman filter update
+as a Gauss-Newton method", IEEE TAC 38(2), 1993; D. He, W. Xu, F. Zhang, "Kalman filters on differentiable manifolds", arXiv:2102.03804
+(section III-C: the iterated update on a manifold, with the Jacobian that carries the prior to the new working point);
+P. D. Joseph's form of the covariance update (R. S. Bucy, P. D. Joseph, "Filtering for stochastic processes", 1968);
+M. Roth, E. Ozkan, F. Gustafsson, "A Student's t filter for heavy tailed process and measurement noise", ICASSP 2013.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vmloc_ros.errors import GeometryError
+from vmloc_ros.geometry import exp_se3, inverse, log_se3, right_jacobian_inverse_se3
+
+Array = NDArray[np.float64]
+
+MAX_ITERATIONS = 8
+CONVERGED = 1e-9
+"""Metres and radians: a Gauss-Newton step below it ends the iteration."""
+LINEAR_RAD = 0.05
+LINEAR_M_RAD = 0.02
+"""An innovation whose rotation is below the first, and whose rotation times its length is below the second, is small:
+the update is then repeated once at the new working point, not until it converges."""
+MIN_VARIANCE = 1e-12
+MAX_VARIANCE = 1e12
+"""Variances (m^2, rad^2) outside these are the mark of a sender that left them empty or overflowed."""
+MAX_COORDINATE_M = 1e8
+
+_EYE = np.eye(6)
+
+
+def transport(T_prev_now: Array) -> Array:
+    """`F = Ad(T_prev_now^-1)`, 6x6: carries a right perturbation of the previous pose to the present one.
+
+    `T_prev Exp(d) T_prev_now = T_now Exp(F d)` (arXiv:1812.01537, section II-F and eq. 175).
+    """
+    R_transposed = T_prev_now[:3, :3].T
+    x, y, z = T_prev_now[0, 3], T_prev_now[1, 3], T_prev_now[2, 3]
+    F = np.zeros((6, 6))
+    F[:3, :3] = R_transposed
+    F[3:, 3:] = R_transposed
+    F[:3, 3:] = R_transposed @ np.array([[0.0, z, -y], [-z, 0.0, x], [y, -x, 0.0]])
+    return F
+
+
+def predict_covariance(P_66: Array, F_66: Array, noise_6: Array) -> Array:
+    """`F P F' + diag(noise)`: the noise is a right perturbation of the increment (arXiv:1812.01537, section V-B)."""
+    predicted = F_66 @ P_66 @ F_66.T
+    predicted.ravel()[::7] += noise_6
+    return predicted
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Innovation:
+    """`residual_6 = Log(T_hat^-1 Z)`, its derivative `-H_66` by the state's perturbation, and `nis`, its squared
+    Mahalanobis distance under `H P H' + R` (6 degrees of freedom)."""
+
+    residual_6: Array
+    H_66: Array
+    nis: float
+
+
+def innovate(T: Array, P_66: Array, Z: Array, R_66: Array) -> Innovation:
+    """How far a measured pose is from the predicted one.
+
+    With `T = T_hat Exp(d)`: `Log(T^-1 Z) = Log(Exp(-d) Exp(r)) ~= r - J_l^-1(r) d` (arXiv:1812.01537, section II-G),
+    and it is `-n` where `d` is the true error: the noise needs no Jacobian.
+    """
+    residual = log_se3(inverse(T) @ Z)
+    H = right_jacobian_inverse_se3(-residual)  # J_l(r) = J_r(-r)
+    S = H @ P_66 @ H.T + R_66
+    return Innovation(residual, H, float(residual @ np.linalg.solve(S, residual)))
+
+
+def update(T: Array, P_66: Array, Z: Array, R_66: Array, first: Innovation | None = None) -> tuple[Array, Array]:
+    """The pose and covariance after a measured pose: Gauss-Newton on the posterior, Joseph form at the optimum.
+
+    Minimises `|Log(T^-1 X)|^2_P + |Log(X^-1 Z)|^2_R` over poses `X`. At a working point `X = T Exp(d)` the prior's
+    perturbation becomes `P_X = J_r(d) P J_r(d)'` (arXiv:2102.03804, section III-C), and the step is
+    `e = K (r + H d) - d` with `K = P_X H' (H P_X H' + R)^-1` (`J_r(d) d = d` was used).
+
+    Args:
+        T: predicted `T_map_base` (4, 4).
+        P_66: its covariance.
+        Z: measured `T_map_base` (4, 4).
+        R_66: its covariance, positive definite.
+        first: the innovation at `T`, where it is known already.
+    """
+    X, d, P_X = T, np.zeros(6), P_66
+    if first is None:
+        first = innovate(T, P_66, Z, R_66)
+    residual, H = first.residual_6, first.H_66
+    turn = math.sqrt(float(residual[3:] @ residual[3:]))
+    length = math.sqrt(float(residual[:3] @ residual[:3]))
+    small = turn < LINEAR_RAD and turn * length < LINEAR_M_RAD
+    for iteration in range(2 if small else MAX_ITERATIONS):
+        if iteration:
+            residual = log_se3(inverse(X) @ Z)
+            H = right_jacobian_inverse_se3(-residual)
+            J_r = np.linalg.inv(right_jacobian_inverse_se3(d))
+            P_X = J_r @ P_66 @ J_r.T
+        HP = H @ P_X
+        K = np.linalg.solve(HP @ H.T + R_66, HP).T
+        step = K @ (residual + H @ d) - d
+        X = X @ exp_se3(step)
+        if iteration and float(np.abs(step).max()) < CONVERGED:
+            break
+        d = log_se3(inverse(T) @ X)
+    left = _EYE - K @ H
+    P_new = left @ P_X @ left.T + K @ R_66 @ K.T
+    return tidy(X), 0.5 * (P_new + P_new.T)
+
+
+def tidy(T: Array) -> Array:
+    """A pose whose rotation has strayed by rounding, brought back: one Newton step of the polar decomposition,
+    `R (3 I - R' R) / 2` (N. J. Higham, "Computing the polar decomposition", 1986), quadratically convergent."""
+    R = T[:3, :3]
+    result = T.copy()
+    result[:3, :3] = 1.5 * R - 0.5 * (R @ (R.T @ R))
+    return result
+
+
+def student_weight(nis: float, dof_of_tail: float, dimension: int = 6) -> float:
+    """Share of its precision that a measurement keeps: `(v + n) / (v + nis)`, at most 1 (Student's t with `v` degrees
+    of freedom in `n` dimensions; 0 stands for the Gaussian, weight 1)."""
+    if dof_of_tail <= 0.0:
+        return 1.0
+    return min(1.0, (dof_of_tail + dimension) / (dof_of_tail + nis))
+
+
+def correlation_inflation(elapsed_s: float, correlation_s: float) -> float:
+    """Factor on the covariance of one of many measurements whose errors are correlated in time.
+
+    The mean of many samples of a first-order autoregressive error, `elapsed_s` apart, has `(1 + a) / (1 - a)` times the
+    variance that white errors would give, `a = exp(-elapsed / correlation)` (G. E. P. Box, G. M. Jenkins, "Time series
+    analysis", section 2.1: the variance of a mean). Capped at 1e4.
+    """
+    if correlation_s <= 0.0:
+        return 1.0
+    ratio = max(elapsed_s, 0.0) / correlation_s
+    return min(1.0 / math.tanh(0.5 * ratio), 1e4) if ratio > 1e-6 else 1e4  # (1 + a) / (1 - a) = coth(ratio / 2)
+
+
+def checked_pose(T: ArrayLike) -> Array:
+    """A pose that the filter can use: the array itself, or its nearest pose where it was rounded to single precision.
+
+    Raises:
+        GeometryError: not 4x4, not finite, beyond 1e8 m, or not a rotation.
+    """
+    try:
+        pose = np.asarray(T, dtype=np.float64)
+        # plain floats: four times as fast as numpy, and no warnings
+        (a, b, c, x), (d, e, f, y), (g, h, i, z), last = pose.tolist()
+    except (TypeError, ValueError, OverflowError) as error:
+        raise GeometryError(f"not a 4x4 pose ({error})") from error
+    if pose.shape != (4, 4):
+        raise GeometryError(f"pose has the shape {pose.shape}, not 4x4")
+    size = abs(x) + abs(y) + abs(z)
+    if not size < MAX_COORDINATE_M:  # also catches NaN
+        raise GeometryError(f"position ({x:g}, {y:g}, {z:g}) is not finite or beyond {MAX_COORDINATE_M:g} m")
+    skewness = (
+        abs(a * a + b * b + c * c - 1.0)
+        + abs(d * d + e * e + f * f - 1.0)
+        + abs(a * d + b * e + c * f)
+        + abs(g - (b * f - c * e))
+        + abs(h - (c * d - a * f))
+        + abs(i - (a * e - b * d))
+    )
+    if not skewness < 1e-3 or last != [0.0, 0.0, 0.0, 1.0]:
+        raise GeometryError("rotation is not finite or not a rotation (a quaternion of zeros?)")
+    return pose if skewness < 1e-12 else tidy(tidy(pose))
+
+
+def checked_covariance(S: ArrayLike) -> Array:
+    """A covariance (6, 6) that the filter can use, exactly symmetric.
+
+    Raises:
+        GeometryError: not 6x6, not finite, a variance outside [1e-12, 1e12], not symmetric or not positive definite.
+    """
+    try:
+        S_66 = np.asarray(S, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise GeometryError(f"not a 6x6 covariance ({error})") from error
+    if S_66.shape != (6, 6):
+        raise GeometryError(f"covariance has the shape {S_66.shape}, not 6x6")
+    if not np.isfinite(S_66).all():
+        raise GeometryError("covariance is not finite")
+    variances = S_66.diagonal()
+    if variances.min() < MIN_VARIANCE:
+        raise GeometryError(f"a variance is {variances.min():.3g}, below {MIN_VARIANCE:g}")
+    if variances.max() > MAX_VARIANCE:
+        raise GeometryError(f"a variance is {variances.max():.3g}, above {MAX_VARIANCE:g}")
+    limits = np.sqrt(np.outer(variances, variances))
+    if (np.abs(S_66) > 1.000001 * limits).any():
+        raise GeometryError("a covariance is larger than its two variances allow")
+    scale = 1.0 / np.sqrt(variances)
+    correlation = S_66 * np.outer(scale, scale)
+    if np.abs(correlation - correlation.T).max() > 1e-6:
+        raise GeometryError("covariance is not symmetric")
+    smallest = float(np.linalg.eigvalsh(correlation)[0])
+    if smallest < 1e-9:
+        raise GeometryError(f"covariance is not positive definite (least eigenvalue of its correlation {smallest:.3g})")
+    return np.asarray(0.5 * (S_66 + S_66.T))

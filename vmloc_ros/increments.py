@@ -1,0 +1,183 @@
+"""What to believe of an odometry increment: its noise, and the faults that real odometry has.
+
+A segment lies between two odometry samples that are neighbours in time. Whether it is believed depends on nothing but
+the segment and on the last motion that was believed before it, so a replay comes to the same verdict whatever the order
+of arrival.
+
+Every noise is a variance that adds up over parts of a segment, so that a measurement in its middle changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmloc_ros.config import FilterConfig
+from vmloc_ros.filter import transport
+from vmloc_ros.geometry import exp_se3, interpolate, inverse, log_se3
+from vmloc_ros.trajectory import NANOSECONDS
+from vmloc_ros.types import OdometrySample
+
+Array = NDArray[np.float64]
+
+JUMP_TOLERANCE_RAD = 0.5
+"""A turn may exceed what the limits allow by this much (jitter of stamps) before it counts as a jump."""
+FROZEN_FROM_M_PER_S = 2.0
+"""Repeated poses after a motion faster than this are a frozen source rather than a robot that stopped at once."""
+BLIND_CORRELATION_S = 1.0
+"""For so long the unknown velocity of a robot without odometry is taken as constant; later it is redrawn."""
+
+
+class OdometryVerdict(StrEnum):
+    """What became of an odometry sample, or of the increment that leads to it."""
+
+    USED = "used"
+    JUMP = "jump"  # the increment is refused and bridged by the last believed velocity; the new pose is the new anchor
+    GAP = "gap"  # a long silence: the increment is used with widened noise
+    FROZEN = "frozen"  # the same pose again and again after a fast motion: held, with widened noise
+    NOT_FINITE = "not_finite"
+    WRONG_FRAME = "wrong_frame"
+    DUPLICATE = "duplicate"
+    TOO_OLD = "too_old"
+    FUTURE = "future"  # a stamp far ahead that the next sample did not confirm
+    CLOCK_RESET = "clock_reset"
+
+
+BELIEVED = (OdometryVerdict.USED, OdometryVerdict.GAP)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """A part of a segment as the filter uses it: the increment, its transport matrix and two variances (m^2, rad^2)."""
+
+    T: Array
+    F_66: Array
+    metres2: float
+    radians2: float
+
+
+class Segment:
+    """The increment between two neighbouring odometry samples."""
+
+    __slots__ = ("T", "_whole", "begin", "dt_s", "end", "metres", "metres2", "radians", "radians2", "velocity")
+
+    def __init__(self, begin: OdometrySample, end: OdometrySample, config: FilterConfig) -> None:
+        self.begin = begin
+        self.end = end
+        self.dt_s = (end.stamp_ns - begin.stamp_ns) / NANOSECONDS
+        self.T = inverse(begin.T_odom_base) @ end.T_odom_base
+        (r00, r01, r02, x), (r10, r11, r12, y), (r20, r21, r22, z), _ = self.T.tolist()
+        self.metres = math.sqrt(x * x + y * y + z * z)
+        sine = 0.5 * math.sqrt((r21 - r12) ** 2 + (r02 - r20) ** 2 + (r10 - r01) ** 2)
+        self.radians = math.atan2(sine, 0.5 * (r00 + r11 + r22 - 1.0))
+        self.velocity = (x / self.dt_s, y / self.dt_s, z / self.dt_s)
+        self.metres2, self.radians2 = self._noise(config)
+        self._whole: Step | None = None
+
+    def _noise(self, config: FilterConfig) -> tuple[float, float]:
+        if config.use_twist_covariance and self.end.twist_cov_66 is not None:
+            variances = np.diagonal(self.end.twist_cov_66).tolist()
+            if all(0.0 < value < 1e6 for value in variances):  # all zero, or -1 first, is how ROS says "not known"
+                return sum(variances[:3]) / 3.0 * self.dt_s, sum(variances[3:]) / 3.0 * self.dt_s
+        metres2 = config.noise_m_per_m**2 * self.metres + config.noise_m_per_s**2 * self.dt_s
+        radians2 = (
+            config.noise_rad_per_m**2 * self.metres
+            + config.noise_rad_per_rad**2 * self.radians
+            + config.noise_rad_per_s**2 * self.dt_s
+        )
+        return metres2, radians2
+
+    @property
+    def identical(self) -> bool:
+        """Whether both samples hold the very same pose."""
+        return bool((self.begin.T_odom_base == self.end.T_odom_base).all())
+
+    def whole(self) -> Step:
+        """The segment from end to end."""
+        if self._whole is None:
+            self._whole = Step(self.T, transport(self.T), self.metres2, self.radians2)
+        return self._whole
+
+    def part(self, from_ns: int, to_ns: int) -> Step:
+        """The segment between two stamps inside it, by the interpolated poses."""
+        begin_ns, end_ns = self.begin.stamp_ns, self.end.stamp_ns
+        if from_ns == begin_ns and to_ns == end_ns:
+            return self.whole()
+        span = end_ns - begin_ns
+        T_begin, T_end = self.begin.T_odom_base, self.end.T_odom_base
+        T_from = T_begin if from_ns == begin_ns else interpolate(T_begin, T_end, (from_ns - begin_ns) / span)
+        T_to = T_end if to_ns == end_ns else interpolate(T_begin, T_end, (to_ns - begin_ns) / span)
+        T = inverse(T_from) @ T_to
+        share = (to_ns - from_ns) / span
+        return Step(T, transport(T), share * self.metres2, share * self.radians2)
+
+
+def judge(segment: Segment, motion: Segment | None, still_s: float, config: FilterConfig) -> OdometryVerdict:
+    """Whether an increment can be believed.
+
+    Args:
+        segment: the increment.
+        motion: the last believed increment before it that moved, None where there is none.
+        still_s: for how long the pose has been repeated since then.
+        config: the limits.
+    """
+    dt, tolerance = segment.dt_s, config.jump_tolerance_m
+    if (
+        segment.metres > config.max_speed_m_per_s * dt + tolerance
+        or segment.radians > config.max_turn_rad_per_s * dt + JUMP_TOLERANCE_RAD
+    ):
+        return OdometryVerdict.JUMP
+    if dt > config.max_odometry_gap_s:
+        return OdometryVerdict.GAP
+    if motion is None:
+        return OdometryVerdict.USED
+    (vx, vy, vz), (ux, uy, uz) = segment.velocity, motion.velocity
+    change = math.sqrt((vx - ux) ** 2 + (vy - uy) ** 2 + (vz - uz) ** 2)
+    if change * dt > tolerance:  # else not even instant acceleration makes it a jump
+        age_s = (segment.begin.stamp_ns - motion.end.stamp_ns) / NANOSECONDS
+        if change * dt > tolerance + config.max_acceleration_m_per_s2 * dt * (dt + age_s):
+            return OdometryVerdict.JUMP
+    was_fast = ux * ux + uy * uy + uz * uz > FROZEN_FROM_M_PER_S**2
+    if was_fast and segment.metres == 0.0 and still_s > config.max_odometry_gap_s and segment.identical:
+        return OdometryVerdict.FROZEN
+    return OdometryVerdict.USED
+
+
+def blind_growth(before_s: float, after_s: float) -> float:
+    """Square seconds by which `deviation per second` squared is multiplied while blind from `before_s` to `after_s`.
+
+    `t^2` as long as the unknown velocity stays the same, then its tangent: independent draws add their variances.
+    """
+
+    def total(t: float) -> float:
+        return t * t if t < BLIND_CORRELATION_S else BLIND_CORRELATION_S * (2.0 * t - BLIND_CORRELATION_S)
+
+    return total(after_s) - total(before_s)
+
+
+def widened(step: Step, before_s: float, after_s: float, config: FilterConfig) -> Step:
+    """A step whose variances are those of a gap as well."""
+    growth = blind_growth(before_s, after_s)
+    return Step(
+        step.T,
+        step.F_66,
+        step.metres2 + config.gap_noise_m_per_s**2 * growth,
+        step.radians2 + config.gap_noise_rad_per_s**2 * growth,
+    )
+
+
+def coasting(motion: Segment | None, from_ns: int, to_ns: int, config: FilterConfig) -> Step:
+    """The step of a robot without believable odometry: it keeps the last believed velocity for `max_odometry_gap_s`,
+    then stands still. Carries no noise of its own: see `widened`."""
+    moving_ns = 0
+    if motion is not None:
+        until_ns = motion.end.stamp_ns + round(config.max_odometry_gap_s * NANOSECONDS)
+        moving_ns = max(min(to_ns, until_ns) - from_ns, 0)
+    if motion is None or moving_ns == 0:
+        return Step(np.eye(4), np.eye(6), 0.0, 0.0)
+    T = exp_se3(log_se3(motion.T) * (moving_ns / NANOSECONDS / motion.dt_s))
+    return Step(T, transport(T), 0.0, 0.0)

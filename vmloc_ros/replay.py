@@ -1,0 +1,278 @@
+"""One step of the filter's history: what the filter knows after one more event.
+
+Every function here is pure: a `Moment` and an event give the next `Moment` and the event's result. So running through
+the sorted events again gives the same state whatever the order in which they arrived.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import chi2
+
+from vmloc_ros import relocalization
+from vmloc_ros.config import FilterConfig
+from vmloc_ros.filter import (
+    correlation_inflation,
+    innovate,
+    predict_covariance,
+    student_weight,
+    tidy,
+    update,
+)
+from vmloc_ros.geometry import inverse
+from vmloc_ros.increments import OdometryVerdict, Segment, Step, coasting, judge, widened
+from vmloc_ros.relocalization import Candidate
+from vmloc_ros.trajectory import NANOSECONDS
+from vmloc_ros.types import InitialPose, MeasurementResult, OdometrySample, PoseMeasurement, Verdict
+
+Array = NDArray[np.float64]
+Key = tuple[object, ...]
+
+DOF = 6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Memory:
+    """What only measurements change.
+
+    Attributes:
+        fused_ns: stamp of the last fused measurement (or of a pose set by hand).
+        by_source: the same for each source.
+        candidates: measurements that were not fused since then.
+    """
+
+    fused_ns: int | None = None
+    by_source: tuple[tuple[str, int], ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Moment:
+    """What the filter knows at one stamp. Treated as immutable.
+
+    Attributes:
+        stamp_ns: the time.
+        T_map_base, cov_66: the pose and the covariance of its right perturbation; None before there is a pose.
+        T_start_base: dead reckoning since the start: the odometry with its faults bridged. It never jumps.
+        metres2, radians2: its accumulated variances.
+        sample: the last odometry sample up to here.
+        T_start_sample: `T_start_base` at that sample.
+        motion: the last believed increment that moved.
+        still_ns: since when the odometry has repeated the same pose.
+        blind_s: for how long no increment has been believed.
+        segment, verdict: the segment of odometry that leads here, and what became of it.
+        memory: what only measurements change.
+    """
+
+    stamp_ns: int
+    T_map_base: Array | None = None
+    cov_66: Array | None = None
+    T_start_base: Array = field(default_factory=lambda: np.eye(4))
+    metres2: float = 0.0
+    radians2: float = 0.0
+    sample: OdometrySample | None = None
+    T_start_sample: Array = field(default_factory=lambda: np.eye(4))
+    motion: Segment | None = None
+    still_ns: int = 0
+    blind_s: float = 0.0
+    segment: Segment | None = None
+    verdict: OdometryVerdict = OdometryVerdict.USED
+    memory: Memory = Memory()
+
+    @property
+    def T_odom_base(self) -> Array:
+        """The odometry's own pose at this stamp (interpolated, bridged or held); the identity without odometry."""
+        if self.sample is None:
+            return np.eye(4)
+        if self.stamp_ns == self.sample.stamp_ns:
+            return self.sample.T_odom_base
+        return self.sample.T_odom_base @ inverse(self.T_start_sample) @ self.T_start_base
+
+
+Outcome = tuple[Moment, MeasurementResult, tuple[Key, ...]]
+"""After a measurement: the next moment, what became of it, and the keys of earlier measurements that it brought in."""
+
+
+class Replay:
+    """The steps, with the limits that the configuration gives."""
+
+    def __init__(self, config: FilterConfig) -> None:
+        self.config = config
+        self.gate = float(chi2.ppf(config.gate_probability, DOF))
+
+    # -------------------------------------------------------------------------------------------------------- odometry
+
+    def advance(self, moment: Moment, stamp_ns: int, segment: Segment | None) -> Moment:
+        """To a later stamp, along the segment of odometry around it; without one the robot coasts (see `coasting`)."""
+        if stamp_ns == moment.stamp_ns:
+            return moment
+        config, verdict = self.config, OdometryVerdict.GAP
+        if segment is not None:
+            if moment.segment is segment:
+                verdict = moment.verdict
+            else:
+                still_s = (moment.stamp_ns - moment.still_ns) / NANOSECONDS
+                verdict = judge(segment, moment.motion, still_s, config)
+        step, blind_s = self._step(moment, stamp_ns, segment, verdict)
+        T, P = moment.T_map_base, moment.cov_66
+        if T is not None and P is not None:
+            m2, r2 = step.metres2, step.radians2
+            T = T @ step.T
+            P = predict_covariance(P, step.F_66, np.array((m2, m2, m2, r2, r2, r2)))
+        return Moment(
+            stamp_ns,
+            T,
+            P,
+            moment.T_start_base @ step.T,
+            moment.metres2 + step.metres2,
+            moment.radians2 + step.radians2,
+            moment.sample,
+            moment.T_start_sample,
+            moment.motion,
+            moment.still_ns,
+            blind_s,
+            segment,
+            verdict,
+            moment.memory,
+        )
+
+    def _step(
+        self, moment: Moment, stamp_ns: int, segment: Segment | None, verdict: OdometryVerdict
+    ) -> tuple[Step, float]:
+        if segment is not None and verdict is OdometryVerdict.USED:
+            return segment.part(moment.stamp_ns, stamp_ns), 0.0
+        if segment is not None and verdict is OdometryVerdict.GAP:
+            step = segment.part(moment.stamp_ns, stamp_ns)
+        else:
+            motion = None if verdict is OdometryVerdict.FROZEN else moment.motion
+            step = coasting(motion, moment.stamp_ns, stamp_ns, self.config)
+        blind_s = moment.blind_s + (stamp_ns - moment.stamp_ns) / NANOSECONDS
+        return widened(step, moment.blind_s, blind_s, self.config), blind_s
+
+    def odometry(self, moment: Moment, sample: OdometrySample, segment: Segment | None) -> Moment:
+        """To an odometry sample, at the end of its segment."""
+        after = self.advance(moment, sample.stamp_ns, segment)
+        if after is moment:  # the very first event, or a sample at the stamp where history begins
+            after = self.copy(moment)
+        after.sample = sample
+        after.T_start_sample = after.T_start_base
+        if segment is None:
+            after.still_ns = sample.stamp_ns
+        elif after.verdict is OdometryVerdict.USED and (segment.metres > 0.0 or segment.radians > 0.0):
+            after.motion, after.still_ns = segment, sample.stamp_ns
+        elif after.verdict is OdometryVerdict.GAP:  # a mean over a long time says little of the velocity now
+            after.motion, after.still_ns = None, sample.stamp_ns
+        return after
+
+    # ---------------------------------------------------------------------------------------------------- measurements
+
+    def measure(self, moment: Moment, z: PoseMeasurement, key: Key) -> Outcome:
+        """A measurement at the moment's stamp."""
+        R = z.cov_66 * self.config.measurement_inflation
+        if moment.T_map_base is None or moment.cov_66 is None:
+            return self._start(moment, z, R, key)
+        try:
+            innovation = innovate(moment.T_map_base, moment.cov_66, z.T_map_base, R)
+            if innovation.nis > self.gate:
+                return self._gated(moment, z, R, key, innovation.nis)
+            weight = student_weight(innovation.nis, self.config.student_t_dof)
+            factor = self._correlation(moment, z) / weight
+            T, P = update(moment.T_map_base, moment.cov_66, z.T_map_base, R * factor, innovation)
+        except np.linalg.LinAlgError:
+            return moment, MeasurementResult(Verdict.NOT_FINITE, "covariance is numerically singular"), ()
+        if not (np.isfinite(T).all() and np.isfinite(P).all() and P.diagonal().min() > 0.0):
+            return moment, MeasurementResult(Verdict.NOT_FINITE, "the update would not be finite"), ()
+        after = self._corrected(moment, T, P, z.source)
+        return after, MeasurementResult(Verdict.FUSED, "", innovation.nis, DOF), ()
+
+    def set_pose(self, moment: Moment, pose: InitialPose) -> Moment:
+        """A pose given by hand replaces the state."""
+        return self._corrected(moment, pose.T_map_base, pose.cov_66, None)
+
+    def _correlation(self, moment: Moment, z: PoseMeasurement) -> float:
+        for source, stamp_ns in moment.memory.by_source:
+            if source == z.source:
+                elapsed_s = (moment.stamp_ns - stamp_ns) / NANOSECONDS
+                return correlation_inflation(elapsed_s, self.config.measurement_correlation_s)
+        return 1.0
+
+    def _corrected(self, moment: Moment, T: Array, P: Array, source: str | None) -> Moment:
+        after = self.copy(moment)
+        by_source = moment.memory.by_source
+        if source is not None:
+            by_source = (*[item for item in by_source if item[0] != source][-15:], (source, moment.stamp_ns))
+        after.T_map_base, after.cov_66 = T, P
+        after.memory = Memory(moment.stamp_ns, by_source, ())
+        after.T_start_base = tidy(moment.T_start_base)
+        return after
+
+    def _start(self, moment: Moment, z: PoseMeasurement, R: Array, key: Key) -> Outcome:
+        """No pose yet: collects measurements until enough of them agree."""
+        needed = self.config.initialize_after
+        candidates = self._join(moment, z, R, key, 3 * needed)
+        chosen = relocalization.agreeing(candidates)
+        if len(chosen) >= needed:
+            return self._adopt(moment, z, chosen, f"started from {len(chosen)} measurements that agree", None)
+        after = self.copy(moment)
+        after.memory = Memory(None, (), candidates)
+        reason = f"no pose yet: {len(chosen)} of {needed} measurements agree"
+        return after, MeasurementResult(Verdict.PENDING, reason), ()
+
+    def _gated(self, moment: Moment, z: PoseMeasurement, R: Array, key: Key, nis: float) -> Outcome:
+        """Too far from the state. When enough of such agree among themselves, it is the state that is wrong."""
+        config, memory = self.config, moment.memory
+        result = MeasurementResult(
+            Verdict.GATED, f"squared Mahalanobis distance {nis:.1f} is above {self.gate:.1f}", nis, DOF
+        )
+        spacing_ns = round(config.relocalize_span_s * NANOSECONDS) // config.relocalize_after
+        if memory.candidates and moment.stamp_ns - memory.candidates[-1].stamp_ns < spacing_ns:
+            return moment, result, ()  # errors in quick succession are alike: one of them will do
+        candidates = self._join(moment, z, R, key, 3 * config.relocalize_after)
+        chosen = relocalization.agreeing(candidates)
+        span_ns = chosen[-1].stamp_ns - chosen[0].stamp_ns
+        enough_ns = spacing_ns * (config.relocalize_after - 1)
+        if len(chosen) >= config.relocalize_after and span_ns >= enough_ns:
+            reason = f"re-localized: {len(chosen)} refused measurements agree over {span_ns / NANOSECONDS:.2f} s"
+            return self._adopt(moment, z, chosen, reason, nis)
+        after = self.copy(moment)
+        after.memory = Memory(memory.fused_ns, memory.by_source, candidates)
+        return after, result, ()
+
+    def _join(self, moment: Moment, z: PoseMeasurement, R: Array, key: Key, limit: int) -> tuple[Candidate, ...]:
+        new = Candidate(moment.stamp_ns, key, z.T_map_base, R, moment.T_start_base, moment.metres2, moment.radians2)
+        return relocalization.join(moment.memory.candidates, new, self.gate, limit)
+
+    def _adopt(
+        self, moment: Moment, z: PoseMeasurement, chosen: tuple[Candidate, ...], reason: str, nis: float | None
+    ) -> Outcome:
+        try:
+            T, P = relocalization.fused(chosen, self.config.measurement_correlation_s)
+        except np.linalg.LinAlgError:
+            T = P = np.full((6, 6), np.nan)
+        if not (np.isfinite(T).all() and np.isfinite(P).all() and P.diagonal().min() > 0.0):
+            return moment, MeasurementResult(Verdict.NOT_FINITE, "covariances are numerically singular"), ()
+        after = self._corrected(moment, tidy(T), P, z.source)
+        return after, MeasurementResult(Verdict.FUSED, reason, nis, DOF), tuple(c.key for c in chosen[:-1])
+
+    @staticmethod
+    def copy(moment: Moment) -> Moment:
+        """A moment to be changed by the step that makes it."""
+        return Moment(
+            moment.stamp_ns,
+            moment.T_map_base,
+            moment.cov_66,
+            moment.T_start_base,
+            moment.metres2,
+            moment.radians2,
+            moment.sample,
+            moment.T_start_sample,
+            moment.motion,
+            moment.still_ns,
+            moment.blind_s,
+            moment.segment,
+            moment.verdict,
+            moment.memory,
+        )
