@@ -100,6 +100,7 @@ class Pipeline:
         self._last_arrival_s = time.monotonic()
         self._fused_mode: Mode | None = None
         self._busy = False
+        self._T_base_camera: Array | None = None
         self.problems: dict[str, str] = {}
 
     # ------------------------------------------------------------------------------------------------------ events in
@@ -139,6 +140,10 @@ class Pipeline:
         with self._lock:
             self._counts[f"rejected.{what}"] += 1
             self.problems[what] = reason
+
+    def T_base_camera(self) -> Array | None:
+        """Mounting of the camera of the last frame, None as long as it is not known."""
+        return self._T_base_camera
 
     def set_extrinsic(self, parent: str, child: str, T_parent_child: Array) -> None:
         """A mounting, as from /tf_static."""
@@ -230,11 +235,13 @@ class Pipeline:
         answer = self._estimate(frame, prior)
         estimate = answer if isinstance(answer, PoseEstimate) else None
         measurement, no_pose = None, answer.reason if isinstance(answer, NoPose) else ""
-        if estimate is not None:
-            try:
-                measurement = self._to_base(estimate, self._assembler.T_base_camera(parts))
-            except TransformError as error:
-                no_pose = self.problems["transforms"] = str(error)
+        try:
+            self._T_base_camera = self._assembler.T_base_camera(parts)
+            if estimate is not None:
+                measurement = self._to_base(estimate, self._T_base_camera)
+        except TransformError as error:
+            no_pose = no_pose or str(error)
+            self.problems["transforms"] = str(error)
         with self._lock:
             self._counts["frames.inferred"] += 1
             if measurement is None:
@@ -380,12 +387,13 @@ class Pipeline:
         """
         with self._lock:
             self._release(self._source.ready(everything=True), everything=True)
-        outputs = self._drain()
+        outputs = self.drain()
         with self._lock:
             self._fusion.flush()
         return outputs
 
-    def _drain(self) -> Outputs:
+    def drain(self) -> Outputs:
+        """Processes every frame that waits; for callers without a worker thread."""
         outputs = Outputs()
         while (key := self.take()) is not None:
             outputs.extend(self.process(key))
@@ -395,7 +403,7 @@ class Pipeline:
         """Everything in one thread, every frame used: what `vmloc localize` and the tests do."""
         for event in events:
             outputs = self.add(event)
-            outputs.extend(self._drain())
+            outputs.extend(self.drain())
             yield outputs
         yield self.finish()
 
