@@ -61,7 +61,7 @@ class Rectifier:
         self._distortion = None if rectified else self._coefficients(info)
         self._is_ideal = self._distortion is None and np.array_equal(self._R, np.eye(3))
         self._equidistant = info.distortion_model == EQUIDISTANT
-        self._maps: dict[tuple[int, int, bool], tuple[NDArray[Any], NDArray[Any]]] = {}
+        self._maps: dict[tuple[int, int, bool], tuple[Any, Any]] = {}
 
     def rectify(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The ideal camera's image, (H, W, C) uint8; black where the real camera saw nothing.
@@ -193,7 +193,7 @@ class Rectifier:
 
     # ------------------------------------------------------------------------------------------------------- the maps
 
-    def _maps_for(self, width: int, height: int, nearest: bool) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _maps_for(self, width: int, height: int, nearest: bool) -> tuple[Any, Any]:
         key = (width, height, nearest)
         if key not in self._maps:
             camera = self.intrinsics.resized(width, height).matrix()
@@ -206,7 +206,7 @@ class Rectifier:
                 maps = cv2.initUndistortRectifyMap(camera, self._distortion, self._R, camera, size, cv2.CV_32FC1)
             # Fixed point: three times faster to apply, exact to 1/32 pixel.
             fixed = cv2.convertMaps(maps[0], maps[1], cv2.CV_16SC2, nninterpolation=nearest)
-            self._maps[key] = (np.asarray(fixed[0]), np.asarray(fixed[1]))
+            self._maps[key] = (fixed[0], fixed[1])  # without a second one where the nearest pixel is taken
         return self._maps[key]
 
     def _depth_factor(self, camera: PinholeIntrinsics) -> NDArray[np.float32]:

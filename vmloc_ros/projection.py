@@ -93,9 +93,8 @@ def _in_range(xyz: NDArray[np.float32], min_range_m: float, max_range_m: float) 
         square = x * x
         square += y * y
         square += z * z
-        return np.asarray(
-            (square > 0.0) & (square < np.inf) & (square >= min_range_m**2) & (square <= max_range_m**2), dtype=bool
-        )
+        near, far = min_range_m * min_range_m, max_range_m * max_range_m
+        return np.asarray((square > 0.0) & (square < np.inf) & (square >= near) & (square <= far), dtype=bool)
 
 
 def _nearest(pixel: NDArray[np.intp], distance: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
