@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vmloc_ros.datasets.town import TownConfig, traversal_name, write_town
+from vmloc_ros.datasets.town import TownConfig, drive_numbers, traversal_name, write_town
 from vmloc_ros.datasets.town_drive import VoDrift
 from vmloc_ros.errors import DatasetError
 from vmloc_ros.files import whole_folder, write_yaml
@@ -63,5 +63,5 @@ def run_town(
 
         scene = write_town(folder, config, workers, done)
         write_yaml(folder / "town.yaml", config.model_dump())
-    paths = [out / traversal_name(number) for number in range(traversals)]
+    paths = [out / traversal_name(number) for number in drive_numbers(config)]
     return TownResult(out, paths, scene.facades, files)

@@ -49,6 +49,7 @@ class TownConfig(StrictModel):
 
     seed: int = Field(1, ge=0, description="Everything follows from it.")
     traversals: int = Field(5, ge=1, le=1000, description="How many drives.")
+    first: int = Field(0, ge=0, le=1000, description="Number of the first drive: earlier ones are not written.")
     loop_m: float = Field(350.0, ge=250.0, le=1000.0, description="Length of the closed road.")
     laps: float = Field(1.1, gt=0.0, description="How often a drive goes round.")
     width: int = Field(320, ge=32, le=4096, description="Image columns (even).", multiple_of=2)
@@ -110,7 +111,7 @@ def write_town(folder: Path, config: TownConfig, workers: int, done: Callable[[i
     """Fills `folder` with `traversal_00`, ... and the calibration beside them; `done(so_far, total)` tells progress."""
     scene = build_scene(config.seed, config.loop_m)
     _write_calibration(folder, config)
-    plans = [plan_traversal(config, scene, number) for number in range(config.traversals)]
+    plans = [plan_traversal(config, scene, number) for number in drive_numbers(config)]
     for plan in plans:
         _write_tables(folder / traversal_name(plan.number), config, plan)
     jobs = list(_jobs(plans))
@@ -127,6 +128,11 @@ def write_town(folder: Path, config: TownConfig, workers: int, done: Callable[[i
             so_far += count
             done(so_far, total)
     return scene
+
+
+def drive_numbers(config: TownConfig) -> range:
+    """The drives that are written. A drive does not depend on which others are."""
+    return range(config.first, config.first + config.traversals)
 
 
 def traversal_name(number: int) -> str:
