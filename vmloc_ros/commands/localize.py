@@ -47,7 +47,7 @@ def run_localize(
     plots: bool = True,
     progress: bool = True,
 ) -> LocalizeResult:
-    """Writes `report.json`, trajectories (TUM), `frames.csv`, figures, the resolved configuration and `outputs/` (MCAP).
+    """Writes `report.json`, trajectories (TUM), `frames.csv`, figures, the resolved configuration, `outputs/` (MCAP).
 
     Args:
         bag: sensor data, in MCAP or sqlite3.
