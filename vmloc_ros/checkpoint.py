@@ -1,0 +1,209 @@
+"""Trained models on disk: safetensors and a card, loaded strictly, never unpickled.
+
+A model's folder holds `model.safetensors`, `card.yaml`, `config.yaml`, `metrics.csv` maybe `retrieval.safetensors`.
+The card carries everything that is needed to use the weights: architecture, normalisation, camera, calibration, hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from vmloc_ros import files
+from vmloc_ros.config import InputConfig, ProjectionConfig, StrictModel, parse, read_yaml
+from vmloc_ros.errors import CheckpointError, ConfigError
+from vmloc_ros.networks.config import NetworkConfig, Normalisation
+from vmloc_ros.types import Mode, PinholeIntrinsics
+
+WEIGHTS = "model.safetensors"
+CARD = "card.yaml"
+CONFIG = "config.yaml"
+METRICS = "metrics.csv"
+RETRIEVAL = "retrieval.safetensors"
+MAX_HEADER_BYTES = 100_000_000
+
+
+class CameraCard(StrictModel):
+    """The ideal camera that the network was trained with, at the size that inputs are resized to (before the crop)."""
+
+    width: int
+    height: int
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+
+class ModeCalibration(StrictModel):
+    """How sure the model is with one set of modalities, measured on validation frames.
+
+    A frame's covariance is `base_66 * clip(spread / spread_median, 1/limit, limit) ** exponent`, where the spread is
+    the size of the pose's scatter over latent samples.
+    """
+
+    base_66: list[list[float]] = Field(description="Covariance of (x, y, z, rot x, rot y, rot z) in camera axes.")
+    exponent: float = Field(ge=0.0, description="How strongly the latent scatter scales it.")
+    spread_median: float = Field(gt=0.0, description="Median latent scatter on the validation frames.")
+    spread_p95: float = Field(gt=0.0, description="Its 95th percentile; beyond it the health score falls.")
+    limit: float = Field(30.0, ge=1.0, description="Largest ratio of scatters that is believed.")
+    frames: int = Field(ge=0, description="Validation frames behind these numbers.")
+
+    @field_validator("base_66")
+    @classmethod
+    def _square(cls, value: list[list[float]]) -> list[list[float]]:
+        if len(value) != 6 or any(len(row) != 6 for row in value):
+            raise ValueError("must be 6 rows of 6 numbers")
+        return value
+
+
+class ModelCard(StrictModel):
+    """What a trained model is and how it may be used."""
+
+    name: str
+    format_version: Literal[1] = 1
+    network: NetworkConfig
+    normalisation: Normalisation
+    training_camera: CameraCard
+    crop_margin: float = Field(
+        0.0, ge=0.0, description="Inputs are resized this much larger, then cut to the network's."
+    )
+    frames: dict[str, str] = Field(description="`map` and `camera`: what T_map_camera is between; and notes on them.")
+    input: InputConfig = Field(description="With which sensors the frames were built.")
+    projection: ProjectionConfig = Field(description="How points became depth images (accumulate: past or around).")
+    latent_samples: int = Field(16, ge=2)
+    calibration: dict[Mode, ModeCalibration]
+    scores: dict[str, Any] = Field(default_factory=dict, description="On validation data, per mode.")
+    training: dict[str, Any] = Field(default_factory=dict, description="Data, seed, versions, duration.")
+    licence: str = Field("", description="Of the data that the weights were learnt from.")
+    sha256: str = Field("", description=f"Of {WEIGHTS}.")
+
+    @field_validator("calibration", mode="before")
+    @classmethod
+    def _modes(cls, value: Any) -> Any:
+        return {Mode(key): item for key, item in value.items()} if isinstance(value, dict) else value
+
+    @property
+    def camera(self) -> PinholeIntrinsics:
+        """The training camera: the view of a whole input, before the crop."""
+        return PinholeIntrinsics(**self.training_camera.model_dump())
+
+
+def save_model(
+    folder: Path, tensors: Mapping[str, Tensor], card: ModelCard, storage: Literal["float32", "float16"]
+) -> ModelCard:
+    """Writes weights and card, each atomically; returns the card with the weights' hash.
+
+    With `float16` the matrices (two dimensions and more) are stored in half precision, vectors in single.
+    """
+    content = save_safetensors(
+        {name: stored(tensor, storage) for name, tensor in tensors.items()},
+        metadata={"architecture": card.network.architecture},
+    )
+    card = card.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
+    files.write_bytes(folder / WEIGHTS, content)
+    files.write_yaml(folder / CARD, card.model_dump(mode="json"))
+    return card
+
+
+def stored(tensor: Tensor, storage: Literal["float32", "float16"]) -> Tensor:
+    """A tensor as the file holds it."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.half() if storage == "float16" and tensor.is_floating_point() and tensor.ndim >= 2 else tensor
+
+
+def load_card(folder: Path) -> ModelCard:
+    """Reads a model's card.
+
+    Raises:
+        CheckpointError: no such folder, no card, or a card that is malformed.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: no such model folder; give the --out folder of `vmloc train` or one in models/"
+        )
+    path = folder / CARD
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: missing; a model's folder holds {CARD} and {WEIGHTS} as `vmloc train` wrote them"
+        )
+    try:
+        return parse(ModelCard, read_yaml(path), str(path))
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; take the card that `vmloc train` wrote beside the weights") from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], bytes]:
+    """All tensors of a safetensors file, and its bytes.
+
+    Raises:
+        CheckpointError: missing, empty, truncated, a pickle (which is never opened), or not safetensors.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); copy the model's folder whole") from error
+    if content[:4] == b"PK\x03\x04" or content[:1] == b"\x80":
+        raise CheckpointError(
+            f"{path}: is a pickle (torch.save), which can run code and is never loaded; use safetensors"
+        )
+    length = int.from_bytes(content[:8], "little")
+    if len(content) < 10 or (content[8:9] == b"{" and length < MAX_HEADER_BYTES and len(content) < 8 + length):
+        raise CheckpointError(f"{path}: truncated ({len(content)} bytes); copy it again")
+    try:
+        return load_safetensors(content), content
+    except (SafetensorError, ValueError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: truncated or not a safetensors file ({error}); copy it again") from error
+
+
+def load_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
+    """Card and float32 weights of a trained model, checked against the card's hash.
+
+    Raises:
+        CheckpointError: names the file and the cure.
+    """
+    card = load_card(folder)
+    path = folder / WEIGHTS
+    tensors, content = read_tensors(path)
+    if hashlib.sha256(content).hexdigest() != card.sha256:
+        raise CheckpointError(
+            f"{path}: its sha256 is not the one in {CARD}; they are of different trainings: copy both again"
+        )
+    return card, {name: tensor.float() if tensor.dtype is torch.float16 else tensor for name, tensor in tensors.items()}
+
+
+def fill_network(network: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Loads weights into a network, every name and shape exactly.
+
+    Raises:
+        CheckpointError: another architecture (names the first tensor that is missing, superfluous or of another shape).
+    """
+    expected = network.state_dict()
+    for name, tensor in expected.items():
+        if name not in tensors:
+            raise CheckpointError(
+                f"{source}: of another architecture: {name!r} is missing; use the card of these weights"
+            )
+        if tensors[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{source}: of another architecture: {name!r} is {tuple(tensors[name].shape)}, "
+                f"the card's network has {tuple(tensor.shape)}; use the card of these weights"
+            )
+    superfluous = sorted(set(tensors) - set(expected))
+    if superfluous:
+        raise CheckpointError(f"{source}: of another architecture: {superfluous[0]!r} is not in the card's network")
+    not_finite = next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
+    if not_finite is not None:
+        raise CheckpointError(
+            f"{source}: {not_finite!r} holds NaN or infinity; train again from the last good checkpoint"
+        )
+    network.load_state_dict(dict(tensors))

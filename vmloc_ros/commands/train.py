@@ -1,0 +1,278 @@
+"""`vmloc train`: from recordings to a model's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vmloc_ros import __version__, files
+from vmloc_ros.assembly import labelled_frames
+from vmloc_ros.batches import measure_normalisation
+from vmloc_ros.checkpoint import (
+    CONFIG,
+    METRICS,
+    RETRIEVAL,
+    CameraCard,
+    ModeCalibration,
+    ModelCard,
+    fill_network,
+    save_model,
+)
+from vmloc_ros.datasets.base import Recording
+from vmloc_ros.datasets.open import open_recordings
+from vmloc_ros.errors import ConfigError, TrainingError
+from vmloc_ros.localizer import choose_device, modes_of
+from vmloc_ros.networks.config import Normalisation
+from vmloc_ros.networks.vmloc import VMLoc
+from vmloc_ros.plots import plot_training
+from vmloc_ros.retrieval import write_retrieval
+from vmloc_ros.runtimes.torch import TorchRuntime
+from vmloc_ros.samples import Labelled, SampleStore, build_store, open_store
+from vmloc_ros.split import split
+from vmloc_ros.training import Row, Trained, train
+from vmloc_ros.training_config import DataConfig, TrainingConfig, load_training_config
+from vmloc_ros.types import Mode
+from vmloc_ros.uncertainty import calibrate
+from vmloc_ros.validation import ModeErrors, validate
+
+CACHE = "cache"
+
+
+def run_train(config_path: Path, data: Path, out: Path, resume: bool = False) -> Path:
+    """Trains a model and writes its folder; returns the folder.
+
+    Args:
+        config_path: a `TrainingConfig` as YAML.
+        data: the recordings' folder as its publishers ship it.
+        out: receives model.safetensors, card.yaml, config.yaml, metrics.csv, retrieval.safetensors and training.png.
+        resume: go on from the last whole checkpoint in `out`; the result is that of a training never interrupted.
+
+    Raises:
+        ConfigError, DatasetError, TrainingError, CheckpointError: with the file or key.
+    """
+    config = load_training_config(config_path)
+    console = Console(stderr=True)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    recordings = choose_recordings(open_recordings(config.data.format, data, **config.data.options), config.data)
+    store = prepare(config, recordings, out / CACHE, console)
+    train_samples, validation_samples = split(store, config.data, config.network)
+    check_sizes(config, train_samples, validation_samples)
+    files.write_yaml(out / CONFIG, config.model_dump(mode="json"))
+    normalisation = measure_normalisation(store, train_samples)
+    key = digest(config.model_dump(mode="json"), store_key(config, recordings))
+    console.print(f"training on {len(train_samples)} frames, validating on {len(validation_samples)}")
+    with _progress(console) as bar:
+        task = bar.add_task("training", total=None)
+        batches = max(1, round(len(train_samples) / config.optimizer.batch_size))
+
+        def tell(step: int, row: Row) -> None:
+            text = f"training: epoch {row['epoch']}, loss {row['loss']:.3f}"
+            bar.update(task, completed=step, total=batches * config.optimizer.epochs, description=text)
+
+        trained = train(config, store, train_samples, validation_samples, normalisation, out, key, resume, tell)
+    card = finish(config, recordings, store, train_samples, validation_samples, normalisation, trained, out)
+    console.print(score_lines(card))
+    console.print(f"wrote {out}")
+    return out
+
+
+def choose_recordings(recordings: list[Recording], data: DataConfig) -> list[Recording]:
+    """The recordings to read, training ones first.
+
+    Raises:
+        ConfigError: a name that does not exist, or nothing to train on.
+    """
+    names = [recording.name for recording in recordings]
+    for name in (*data.train, *data.validation, *data.ignore):
+        if name not in names:
+            raise ConfigError(f"data: there is no recording {name!r}; there are {', '.join(names)}")
+    chosen = data.train or [name for name in names if name not in (*data.validation, *data.ignore)]
+    if not chosen:
+        raise ConfigError("data: no recording is left to train on")
+    return [recording for recording in recordings if recording.name in (*chosen, *data.validation)]
+
+
+def digest(*parts: Any) -> str:
+    """Short hash of anything that is JSON."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def store_key(config: TrainingConfig, recordings: list[Recording]) -> str:
+    """What the prepared samples depend on."""
+    sensors = config.localizer.model_dump(
+        mode="json", include={"frames", "input", "projection", "pairing", "extrinsics"}
+    )
+    about = [(recording.name, recording.event_count()) for recording in recordings]
+    options = config.data.model_dump(mode="json", include={"format", "options", "frame_stride"})
+    return digest(sensors, about, options, config.stored_size())
+
+
+def prepare(config: TrainingConfig, recordings: list[Recording], folder: Path, console: Console) -> SampleStore:
+    """The prepared samples: from the cache where it fits, else from the recordings."""
+    key = store_key(config, recordings)
+    store = open_store(folder, key)
+    if store is not None:
+        console.print(f"using {len(store)} prepared samples in {folder}")
+        return store
+    rows, columns = config.stored_size()
+    with _progress(console) as bar:
+        task = bar.add_task("preparing", total=None)
+        store = build_store(folder, labelled(recordings, config), rows, columns, key, lambda: bar.advance(task))
+    for recording in recordings:
+        for reason, count in recording.skipped.items():
+            console.print(f"{recording.name}: skipped {count} ({reason})")
+    return store
+
+
+def labelled(recordings: list[Recording], config: TrainingConfig) -> Iterator[Labelled]:
+    """All frames of all recordings with their true poses."""
+    for recording in recordings:
+        for index, item in enumerate(labelled_frames(recording, config.localizer)):
+            if index % config.data.frame_stride == 0:
+                yield item.frame, item.T_map_camera, item.recording
+
+
+def check_sizes(
+    config: TrainingConfig, train_samples: NDArray[np.int64], validation_samples: NDArray[np.int64]
+) -> None:
+    """Refuses what could not be finished, before the long work."""
+    if not len(train_samples):
+        raise TrainingError("no training sample is left; check data.train, data.hold_out and the sensors")
+    if not config.calibration.on_training and len(validation_samples) < config.calibration.min_frames:
+        raise TrainingError(
+            f"{len(validation_samples)} validation frames cannot calibrate the covariance "
+            f"(calibration.min_frames is {config.calibration.min_frames}); name recordings in data.validation or "
+            "blocks in data.hold_out, or set calibration.on_training"
+        )
+
+
+def finish(
+    config: TrainingConfig,
+    recordings: list[Recording],
+    store: SampleStore,
+    train_samples: NDArray[np.int64],
+    validation_samples: NDArray[np.int64],
+    normalisation: Normalisation,
+    trained: Trained,
+    out: Path,
+) -> ModelCard:
+    """Scores and calibrates the weights as they will be stored, and writes the model's folder."""
+    network = VMLoc(config.network)
+    fill_network(
+        network, {name: t.float() if t.dtype is torch.float16 else t for name, t in trained.tensors.items()}, out
+    )
+    runtime = TorchRuntime(network, normalisation, config.calibration.latent_samples, choose_device(config.device)[0])
+    judged = train_samples if config.calibration.on_training else validation_samples
+    errors = validate(runtime, config.network, store, judged)
+    about = recordings[0].card()
+    card = ModelCard(
+        name=config.name,
+        network=config.network,
+        normalisation=normalisation,
+        training_camera=CameraCard(**asdict(store.camera)),
+        crop_margin=config.augmentation.margin,
+        frames={"map": config.localizer.frames.map, "camera": "camera optical frame (x right, y down, z forward)"}
+        | {name: str(value) for name, value in about.items() if name != "licence"},
+        input=config.localizer.input,
+        projection=config.localizer.projection,
+        latent_samples=config.calibration.latent_samples,
+        calibration=calibrations(
+            errors, config.calibration.training_inflation if config.calibration.on_training else 1.0
+        ),
+        scores={
+            "on": "the training frames" if config.calibration.on_training else "the validation frames",
+            **{mode.value: error.summary() for mode, error in errors.items()},
+        },
+        training=provenance(config, store, train_samples, validation_samples, trained),
+        licence=str(about.get("licence", "")),
+    )
+    missing = [mode for mode in modes_of(card) if mode not in card.calibration]
+    if missing:
+        raise TrainingError(f"no validation frame shows {', '.join(missing)}: its covariance cannot be calibrated")
+    card = save_model(out, trained.tensors, card, config.storage)
+    write_retrieval(out / RETRIEVAL, store, train_samples)
+    plot_training(out / METRICS)
+    return card
+
+
+def calibrations(errors: dict[Mode, ModeErrors], inflation: float) -> dict[Mode, ModeCalibration]:
+    """Per mode what the card holds."""
+    result = {}
+    for mode, error in errors.items():
+        fitted = calibrate(error.tangent_N6, error.scatters_N66)
+        result[mode] = ModeCalibration(
+            base_66=(inflation * fitted.base_66).tolist(),
+            exponent=fitted.exponent,
+            spread_median=fitted.spread_median / inflation**0.5,  # the spread is measured in units of the base
+            spread_p95=fitted.spread_p95 / inflation**0.5,
+            limit=fitted.limit,
+            frames=len(error.position_m),
+        )
+    return result
+
+
+def provenance(
+    config: TrainingConfig,
+    store: SampleStore,
+    train_samples: NDArray[np.int64],
+    validation_samples: NDArray[np.int64],
+    trained: Trained,
+) -> dict[str, Any]:
+    """Where the weights come from: enough to make them again from the same data."""
+    train_names = sorted({store.recordings[i] for i in store.recording_of[train_samples]})
+    validation_names = sorted({store.recordings[i] for i in store.recording_of[validation_samples]})
+    return {
+        "format": config.data.format,
+        "recordings": train_names,
+        "validation_recordings": validation_names,
+        "hold_out": list(config.data.hold_out),
+        "frames": len(train_samples),
+        "validation_frames": len(validation_samples),
+        "seed": config.seed,
+        "epochs": trained.progress.epoch,
+        "best_epoch": trained.progress.best_epoch,
+        "seconds": round(trained.progress.seconds, 1),
+        "stored_as": config.storage,
+        "vmloc_ros": __version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def score_lines(card: ModelCard) -> str:
+    """The scores as text, one line per mode."""
+    lines = [f"scores on {card.scores['on']}:"]
+    for mode in card.calibration:
+        error = card.scores[mode.value]
+        position, rotation = error["position_m"], error["rotation_deg"]
+        lines.append(
+            f"  {mode.value:10s} mean {position['mean']:.3f} m {rotation['mean']:.2f} deg, "
+            f"median {position['median']:.3f} m {rotation['median']:.2f} deg, "
+            f"p95 {position['p95']:.3f} m {rotation['p95']:.2f} deg"
+        )
+    return "\n".join(lines)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -1,0 +1,142 @@
+"""The objective of VMLoc as pure functions (equations of K. Zhou, C. Chen et al., AAAI 2021).
+
+Shapes: K samples, B frames, D latent dimensions. The bound is maximised; every `*_loss` is to be minimised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Distance = Literal["l1", "l2"]
+EncoderGradient = Literal["plain", "paper", "unbiased"]
+
+SMOOTH = 1e-12
+"""Under the square root of a Euclidean norm, so that its gradient at zero is zero and not NaN."""
+
+
+def norm(difference: Tensor, kind: Distance) -> Tensor:
+    """Length of (..., 3) vectors: Euclidean, or the sum of absolute values (as in the published code)."""
+    if kind == "l1":
+        return difference.abs().sum(dim=-1)
+    return torch.sqrt(difference.square().sum(dim=-1) + SMOOTH)
+
+
+def log_quaternion(quat_xyzw: Tensor) -> Tensor:
+    """Logarithm of unit quaternions (..., 4), eq. 12, on the hemisphere w >= 0: half the rotation vector, norm <= pi/2.
+
+    Finite with finite gradients at 0 and at pi: atan2 takes the place of the clamped arc cosine.
+    """
+    quat = torch.where(quat_xyzw[..., 3:] < 0.0, -quat_xyzw, quat_xyzw)
+    v, u = quat[..., :3], quat[..., 3:]
+    square = v.square().sum(dim=-1, keepdim=True)
+    tiny = square < 1e-12
+    length = torch.where(tiny, torch.ones_like(square), square).sqrt()
+    return v * torch.where(tiny, 1.0 / u.clamp_min(0.5), torch.atan2(length, u) / length)
+
+
+def log_quaternion_difference(predicted: Tensor, target: Tensor) -> Tensor:
+    """Predicted less target log-quaternion (..., 3), taking whichever logarithm of the target is nearer.
+
+    q and -q are one rotation; their logarithms v and v - pi v/|v| lie on opposite sides of the ball. A route that turns
+    by a full circle crosses that border somewhere, and without this it would be punished there for a right answer. Off
+    the border this is the plain difference of eq. 11.
+    """
+    square = target.square().sum(dim=-1, keepdim=True)
+    length = torch.sqrt(square + SMOOTH)
+    other = target * (1.0 - math.pi / length)
+    plain, across = predicted - target, predicted - other
+    take_other = across.square().sum(dim=-1, keepdim=True) < plain.square().sum(dim=-1, keepdim=True)
+    return torch.where(take_other & (square > 0.25), across, plain)
+
+
+def geometric_loss(
+    position: Tensor,
+    log_quat: Tensor,
+    target_position: Tensor,
+    target_log_quat: Tensor,
+    beta: Tensor,
+    gamma: Tensor,
+    distance: Distance = "l2",
+) -> Tensor:
+    """L_p of eq. 11, per sample (...,): |p - p*| e^-beta + beta + |log q - log q*| e^-gamma + gamma."""
+    p = norm(position - target_position, distance)
+    q = norm(log_quaternion_difference(log_quat, target_log_quat), distance)
+    return p * torch.exp(-beta) + beta + q * torch.exp(-gamma) + gamma
+
+
+def log_normal(z: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """log N(z; mean, diag variance), summed over the last axis."""
+    return -0.5 * ((z - mean).square() / variance + variance.log() + math.log(2.0 * math.pi)).sum(dim=-1)
+
+
+def log_weights(loss_KB: Tensor, z_KBD: Tensor, mean_BD: Tensor, variance_BD: Tensor, scale: float) -> Tensor:
+    """log w of eq. 15: -L_p + lambda (log p(z) - log q(z | x)), prior p = N(0, I).
+
+    For the doubly reparameterised gradients `mean_BD` and `variance_BD` must be detached: the score term of eq. 8 then
+    vanishes, and the gradient reaches the encoders through z alone.
+    """
+    prior = log_normal(z_KBD, torch.zeros_like(mean_BD), torch.ones_like(variance_BD))
+    return -loss_KB + scale * (prior - log_normal(z_KBD, mean_BD, variance_BD))
+
+
+def importance_bound(log_w_KB: Tensor) -> Tensor:
+    """log (1/k) sum_i w_i of eq. 7, per frame (B,)."""
+    return torch.logsumexp(log_w_KB, dim=0) - math.log(log_w_KB.shape[0])
+
+
+def normalised_weights(log_w_KB: Tensor) -> Tensor:
+    """w~_i = w_i / sum_j w_j, detached."""
+    return torch.softmax(log_w_KB.detach(), dim=0)
+
+
+def decoder_loss(log_w_KB: Tensor) -> Tensor:
+    """Its gradient for the decoder is that of eq. 14 (negated): sum_i w~_i grad log w_i, mean over frames."""
+    return -(normalised_weights(log_w_KB) * log_w_KB).sum(dim=0).mean()
+
+
+def encoder_factor(weights_KB: Tensor, scale: float, rule: EncoderGradient) -> Tensor:
+    """What the gradient that flows into z_i, which already carries w~_i, is to be multiplied by (K, B).
+
+    `paper` (eq. 13) gives w~^2 in all; that is unbiased only for lambda = 1. `unbiased` gives (1 - lambda) w~ +
+    lambda w~^2: the score term E[w~ lambda dlog q] equals E[lambda w~ (1 - w~) dlog w/dz dz/dphi]. `plain` leaves it.
+    """
+    if rule == "paper":
+        return weights_KB
+    if rule == "unbiased":
+        return (1.0 - scale) + scale * weights_KB
+    return torch.ones_like(weights_KB)
+
+
+def vmloc_loss(
+    mean_BD: Tensor,
+    variance_BD: Tensor,
+    noise_KBD: Tensor,
+    loss_of: Callable[[Tensor], Tensor],
+    scale: float,
+    rule: EncoderGradient,
+) -> tuple[Tensor, Tensor]:
+    """Algorithm 1's objective: one backward pass gives eq. 14 to the decoder and eq. 13 (or its like) to the encoders.
+
+    Args:
+        mean_BD, variance_BD: of the joint posterior.
+        noise_KBD: standard normal.
+        loss_of: decodes z (K, B, D) to the geometric loss (K, B).
+        scale: lambda.
+        rule: `plain` keeps the score term (eq. 8); the others drop it and weight what flows into z.
+
+    Returns:
+        The loss to minimise (its *gradient* is the meaning; its value the weighted -log w), and the bound of eq. 7.
+    """
+    z_KBD = mean_BD + variance_BD.sqrt() * noise_KBD
+    plain = rule == "plain"
+    q_mean, q_variance = (mean_BD, variance_BD) if plain else (mean_BD.detach(), variance_BD.detach())
+    log_w_KB = log_weights(loss_of(z_KBD), z_KBD, q_mean, q_variance, scale)
+    if not plain and z_KBD.requires_grad:
+        factor_KB1 = encoder_factor(normalised_weights(log_w_KB), scale, rule).unsqueeze(-1)
+        z_KBD.register_hook(lambda gradient: gradient * factor_KB1)
+    return decoder_loss(log_w_KB), importance_bound(log_w_KB).mean().detach()

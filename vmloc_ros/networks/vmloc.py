@@ -1,0 +1,82 @@
+"""VMLoc (K. Zhou, C. Chen et al., AAAI 2021): encoders, product of experts, attention, pose regressors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from vmloc_ros.errors import ModelInputError
+from vmloc_ros.networks.attention import LatentAttention
+from vmloc_ros.networks.config import NetworkConfig
+from vmloc_ros.networks.encoders import Encoder
+from vmloc_ros.networks.experts import Expert, Posterior, product_of_experts
+from vmloc_ros.networks.inputs import DEPTH_CHANNELS
+from vmloc_ros.types import Modality
+
+CHANNELS = {Modality.RGB.value: 3, Modality.DEPTH.value: DEPTH_CHANNELS}
+
+
+@dataclass(frozen=True, eq=False)
+class Present:
+    """The normalised images of one modality that are there, and the rows of the batch they belong to.
+
+    Attributes:
+        images_NCHW: N <= B of them.
+        rows_N: int64, strictly increasing.
+    """
+
+    images_NCHW: Tensor
+    rows_N: Tensor
+
+
+class VMLoc(nn.Module):
+    """Pose from any non-empty subset of modalities.
+
+    `forward` gives the posterior over the latent space; `decode` gives the pose of latent vectors. Network units: see
+    `Normalisation`.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoders = nn.ModuleDict({name: Encoder(config, CHANNELS[name]) for name in config.modalities})
+        self.attention: nn.Module = (
+            LatentAttention(config.latent, config.attention_divisor) if config.attention else nn.Identity()
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.position = self._regressor()
+        self.rotation = self._regressor()
+
+    def _regressor(self) -> nn.Sequential:
+        """Two fully connected layers with a ReLU between them (the published code has one)."""
+        return nn.Sequential(
+            nn.Linear(self.config.latent, self.config.hidden), nn.ReLU(), nn.Linear(self.config.hidden, 3)
+        )
+
+    def forward(self, inputs: Mapping[str, Present], batch: int) -> Posterior:
+        """The joint posterior of B samples; a sample that has no modality at all keeps the prior.
+
+        Raises:
+            ModelInputError: a modality this network has no expert for, or nothing at all.
+        """
+        unknown = set(inputs) - set(self.encoders)
+        if unknown:
+            raise ModelInputError(f"this network has no expert for {', '.join(sorted(unknown))}")
+        experts: dict[str, Expert] = {}
+        for name, present in inputs.items():
+            if len(present.rows_N):
+                mean, logvar = self.encoders[name](present.images_NCHW)
+                experts[name] = Expert(mean, logvar, present.rows_N)
+        if not experts:
+            raise ModelInputError("no modality is present")
+        like = next(iter(experts.values())).mean_ND
+        return product_of_experts(experts, batch, self.config.latent, like)
+
+    def decode(self, z_D: Tensor) -> tuple[Tensor, Tensor]:
+        """Position and log-quaternion (..., 3), in network units, of latent vectors (..., D)."""
+        flat = z_D.reshape(-1, self.config.latent)
+        features = self.dropout(self.attention(flat))
+        shape = (*z_D.shape[:-1], 3)
+        return self.position(features).reshape(shape), self.rotation(features).reshape(shape)

@@ -1,0 +1,107 @@
+"""The network run by PyTorch, on the CPU or a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from vmloc_ros.errors import ModelInputError
+from vmloc_ros.geometry import Array
+from vmloc_ros.networks.config import Normalisation
+from vmloc_ros.networks.inputs import normalise_depth, normalise_rgb
+from vmloc_ros.networks.vmloc import Present, VMLoc
+from vmloc_ros.types import Modality
+
+LATENT_SEED = 20210204
+"""Of the latent samples behind every covariance: the same for every frame, so that a frame has one answer."""
+
+
+@dataclass(frozen=True, eq=False)
+class RawPoses:
+    """What a network says about N frames.
+
+    Attributes:
+        T_map_camera: (N, 4, 4) float64, decoded from the latent mean.
+        scatter_N66: covariance of the poses of the latent samples about it (right perturbation, camera axes).
+        shares: by expert, (N,): its part of the precision.
+    """
+
+    T_map_camera: Array
+    scatter_N66: Array
+    shares: dict[str, Array]
+
+
+class Runtime(Protocol):
+    """One way to run a network. Inputs have the network's size; frames of one call have the same modalities."""
+
+    device: str
+
+    def infer(self, rgb_NHW3: NDArray[np.uint8] | None, depth_NHW: NDArray[np.floating] | None) -> RawPoses:
+        """The poses of N frames; an absent modality is None."""
+        ...
+
+
+class TorchRuntime:
+    """Eager PyTorch. Deterministic: the pose is that of the latent mean, the scatter comes from fixed noise."""
+
+    def __init__(self, network: VMLoc, normalisation: Normalisation, latent_samples: int, device: str = "cpu") -> None:
+        self.device = device
+        self._network = network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self._normalisation = normalisation
+        generator = torch.Generator().manual_seed(LATENT_SEED)
+        noise = torch.randn(latent_samples // 2 + latent_samples % 2, network.config.latent, generator=generator)
+        self._noise_KD = torch.cat([noise, -noise])[:latent_samples].to(device)  # antithetic: the mean is exact
+
+    def infer(self, rgb_NHW3: NDArray[np.uint8] | None, depth_NHW: NDArray[np.floating] | None) -> RawPoses:
+        """See `Runtime`.
+
+        Raises:
+            ModelInputError: no modality, sizes that disagree, or one the network has no expert for.
+        """
+        config = self._network.config
+        inputs: dict[str, Present] = {}
+        counts = {len(array) for array in (rgb_NHW3, depth_NHW) if array is not None}
+        if len(counts) != 1:
+            raise ModelInputError("no modality is present" if not counts else "modalities of different frame counts")
+        count = counts.pop()
+        for modality, array in ((Modality.RGB, rgb_NHW3), (Modality.DEPTH, depth_NHW)):
+            if array is None:
+                continue
+            if array.shape[1:3] != (config.height, config.width):
+                raise ModelInputError(
+                    f"{modality} is {array.shape[1:3]}, the network takes {config.height}x{config.width}"
+                )
+            tensor = torch.from_numpy(np.array(array)).to(self.device)
+            normalise = normalise_rgb if modality is Modality.RGB else normalise_depth
+            images = normalise(tensor, self._normalisation).contiguous(memory_format=torch.channels_last)
+            inputs[modality.value] = Present(images, torch.arange(count, device=self.device))
+        with torch.inference_mode():
+            posterior = self._network(inputs, count)
+            z = torch.cat([posterior.mean_BD.unsqueeze(0), posterior.sample(self._noise_KD.unsqueeze(1))])
+            position, log_quat = self._network.decode(z)
+        return RawPoses(
+            *poses_and_scatter(position.double().cpu().numpy(), log_quat.double().cpu().numpy(), self._normalisation),
+            {name: share.double().cpu().numpy() for name, share in posterior.shares.items()},
+        )
+
+
+def poses_and_scatter(position_KN3: Array, log_quat_KN3: Array, normalisation: Normalisation) -> tuple[Array, Array]:
+    """Poses (N, 4, 4) of the first row, and the second moment (N, 6, 6) of the others about it, in camera axes."""
+    reference = Rotation.from_quat(normalisation.rotation_reference_xyzw)
+    samples, count = position_KN3.shape[:2]
+    rotations = reference * Rotation.from_rotvec(2.0 * log_quat_KN3.reshape(-1, 3))
+    R_KN33 = rotations.as_matrix().reshape(samples, count, 3, 3)
+    poses = np.tile(np.eye(4), (count, 1, 1))
+    poses[:, :3, :3] = R_KN33[0]
+    poses[:, :3, 3] = np.array(normalisation.position_mean_m) + normalisation.position_scale_m * position_KN3[0]
+    offsets = np.empty((samples - 1, count, 6))
+    moved = normalisation.position_scale_m * (position_KN3[1:] - position_KN3[0])
+    offsets[..., :3] = np.einsum("kni,nij->knj", moved, R_KN33[0])
+    relative = np.einsum("nji,knjl->knil", R_KN33[0], R_KN33[1:])
+    offsets[..., 3:] = Rotation.from_matrix(relative.reshape(-1, 3, 3)).as_rotvec().reshape(samples - 1, count, 3)
+    return poses, np.einsum("kni,knj->nij", offsets, offsets) / (samples - 1)

@@ -1,0 +1,183 @@
+"""What `vmloc train` can be told: one typed default per knob; unknown and contradictory keys are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from vmloc_ros.config import LocalizerConfig, StrictModel, parse, read_yaml
+from vmloc_ros.losses import Distance, EncoderGradient
+from vmloc_ros.networks.config import NetworkConfig
+
+FRAME_NUMBERS_FORMAT = "sevenscenes"
+
+
+def parse_range(text: str) -> tuple[float, float]:
+    """`600-649` as (600, 649), ends included.
+
+    Raises:
+        ValueError: not two numbers, or the wrong way round.
+    """
+    first, separator, last = text.partition("-")
+    try:
+        bounds = float(first), float(last)
+    except ValueError:
+        bounds = 1.0, 0.0
+    if not separator or bounds[0] > bounds[1]:
+        raise ValueError(f"{text!r} is not a range such as 600-649")
+    return bounds
+
+
+class DataConfig(StrictModel):
+    format: Literal["robotcar", "town", "kitti", "sevenscenes", "bag"] = Field(
+        "town", description="Layout of the folder given by --data, as its publishers ship it."
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments of the reader (for robotcar: lidar, camera, ...)."
+    )
+    train: list[str] = Field(
+        default_factory=list, description="Names of the recordings to train on; empty: all not named elsewhere."
+    )
+    validation: list[str] = Field(
+        default_factory=list, description="Names of whole recordings that choose the best weights and calibrate."
+    )
+    ignore: list[str] = Field(default_factory=list, description="Names of recordings that are never read (test data).")
+    hold_out: list[str] = Field(
+        default_factory=list,
+        description="Blocks of the training recordings used for validation only: for sevenscenes frame numbers "
+        "('600-649'), else seconds since the recording's first frame ('40-55').",
+    )
+    discard: list[str] = Field(
+        default_factory=list, description="Blocks, as in hold_out, that are neither trained nor validated on."
+    )
+    frame_stride: int = Field(1, ge=1, description="Use every n-th frame.")
+
+    @field_validator("hold_out", "discard")
+    @classmethod
+    def _ranges(cls, value: list[str]) -> list[str]:
+        for text in value:
+            parse_range(text)
+        return value
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> DataConfig:
+        for one, other in (("train", "validation"), ("train", "ignore"), ("validation", "ignore")):
+            both = set(getattr(self, one)) & set(getattr(self, other))
+            if both:
+                raise ValueError(f"{', '.join(sorted(both))} stands in both {one} and {other}")
+        return self
+
+
+class ObjectiveConfig(StrictModel):
+    samples: int = Field(4, ge=1, description="k, latent samples per frame (the paper: 10).")
+    latent_weight: float = Field(1e-4, ge=0.0, description="lambda of eq. 15 (the published code: 1e-6).")
+    encoder_gradient: EncoderGradient = Field(
+        "unbiased", description="plain (eq. 8), paper (eq. 13) or unbiased ((1 - lambda) w~ + lambda w~^2)."
+    )
+    beta_0: float = Field(0.0, description="Initial weight of the position term.")
+    gamma_0: float = Field(-3.0, description="Initial weight of the rotation term.")
+    distance: Distance = Field("l2", description="Norm of the position and rotation errors in eq. 11.")
+    presence: list[float] = Field(
+        default_factory=lambda: [0.6, 0.2, 0.2],
+        min_length=3,
+        max_length=3,
+        description="Chances that a training sample shows both modalities, RGB alone, depth alone (eq. 18).",
+    )
+
+    @field_validator("presence")
+    @classmethod
+    def _distribution(cls, value: list[float]) -> list[float]:
+        if min(value) < 0.0 or abs(sum(value) - 1.0) > 1e-6:
+            raise ValueError("presence must be three chances that sum to 1")
+        return value
+
+
+class AugmentationConfig(StrictModel):
+    margin: float = Field(
+        0.125,
+        ge=0.0,
+        le=0.5,
+        description="Stored images are larger than the network's by this share; crops shift in it.",
+    )
+    turn_labels: bool = Field(
+        True, description="A shifted crop is what a slightly turned camera sees: turn the label with it."
+    )
+    brightness: float = Field(0.2, ge=0.0, lt=1.0, description="Colour is multiplied by up to 1 +- this.")
+    contrast: float = Field(0.2, ge=0.0, lt=1.0, description="Contrast about the image's mean, up to 1 +- this.")
+    colour: float = Field(0.05, ge=0.0, lt=1.0, description="Each channel is multiplied by up to 1 +- this.")
+    noise: float = Field(0.02, ge=0.0, lt=1.0, description="Standard deviation of pixel noise, of 1 = white.")
+    erase_chance: float = Field(0.3, ge=0.0, le=1.0, description="Chance, per modality, that a box is erased.")
+    erase_share: float = Field(0.4, ge=0.0, le=1.0, description="Largest side of that box, as a share of the image's.")
+    depth_noise: float = Field(0.01, ge=0.0, lt=1.0, description="Relative standard deviation of depth noise.")
+    depth_dropout: float = Field(0.1, ge=0.0, lt=1.0, description="Up to this share of the returns is dropped.")
+
+
+class OptimizerConfig(StrictModel):
+    epochs: int = Field(60, ge=1, description="Passes over the training samples.")
+    batch_size: int = Field(48, ge=1, description="Samples per step.")
+    peak_learning_rate: float = Field(2e-3, gt=0.0, description="Top of the one-cycle schedule (AdamW).")
+    warm_up: float = Field(0.15, gt=0.0, lt=1.0, description="Share of the steps that the rate rises.")
+    weight_decay: float = Field(1e-4, ge=0.0, description="AdamW's.")
+    clip_norm: float = Field(5.0, gt=0.0, description="Gradients longer than this are shortened.")
+    validate_every: int = Field(5, ge=1, description="Epochs between validations and checkpoints.")
+
+
+class CalibrationConfig(StrictModel):
+    latent_samples: int = Field(16, ge=2, description="Latent samples behind every covariance, with a fixed seed.")
+    min_frames: int = Field(20, ge=7, description="Fewer validation frames than this cannot calibrate: refused.")
+    on_training: bool = Field(
+        False,
+        description="No validation data: calibrate on the training frames (the card says so) and multiply by "
+        "`training_inflation`. For demonstrations; such a model does not know how wrong it is elsewhere.",
+    )
+    training_inflation: float = Field(9.0, ge=1.0, description="What such a covariance is multiplied by.")
+
+
+class TrainingConfig(StrictModel):
+    """Everything a training depends on, besides the data itself."""
+
+    name: str = Field("vmloc", description="For the card.")
+    seed: int = Field(0, ge=0, description="Same seed, same machine, same thread count: same weights.")
+    device: str = Field("cpu", description="cpu, cuda or auto (Lightning Fabric's accelerator).")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", description="Lightning Fabric's.")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: all cores.")
+    storage: Literal["float32", "float16"] = Field(
+        "float16", description="How the model's matrices are stored; scores and calibration are of the stored numbers."
+    )
+    data: DataConfig = Field(default_factory=DataConfig)
+    localizer: LocalizerConfig = Field(
+        default_factory=LocalizerConfig,
+        description="How sensor messages become frames: exactly what the node will do with this model.",
+    )
+    network: NetworkConfig = Field(default_factory=NetworkConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
+
+    def stored_size(self) -> tuple[int, int]:
+        """Rows and columns of the cached samples: the network's, and the margin to crop from."""
+        grow = 1.0 + self.augmentation.margin
+        return round(self.network.height * grow), round(self.network.width * grow)
+
+    @model_validator(mode="after")
+    def _agree(self) -> TrainingConfig:
+        depth = self.localizer.input.depth_source != "none"
+        if "depth" in self.network.modalities and not depth:
+            raise ValueError("network.modalities has depth, but localizer.input.depth_source is none")
+        if self.calibration.on_training and (self.data.validation or self.data.hold_out):
+            raise ValueError("calibration.on_training is for data without validation or hold_out")
+        if "rgb" in self.network.modalities and not self.localizer.input.use_image:
+            raise ValueError("network.modalities has rgb, but localizer.input.use_image is false")
+        return self
+
+
+def load_training_config(path: Path) -> TrainingConfig:
+    """Reads a training configuration.
+
+    Raises:
+        ConfigError: missing, not YAML, unknown or contradictory keys (with the nearest valid name).
+    """
+    return parse(TrainingConfig, read_yaml(path), str(path))

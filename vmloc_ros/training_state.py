@@ -1,0 +1,85 @@
+"""The state of an unfinished training, as one safetensors file that is either whole or not there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from vmloc_ros import files
+from vmloc_ros.checkpoint import fill_network, read_tensors
+from vmloc_ros.errors import CheckpointError
+
+STATE = "training_state.safetensors"
+
+
+@dataclass
+class Progress:
+    """How far a training has come.
+
+    Attributes:
+        epoch: epochs that are done.
+        best_score: of the best validation so far (smaller is better); None before the first.
+        best_epoch: when that was.
+        seconds: spent so far.
+    """
+
+    epoch: int = 0
+    best_score: float | None = None
+    best_epoch: int = 0
+    seconds: float = 0.0
+
+
+def save_state(
+    folder: Path,
+    key: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    best: Mapping[str, Tensor],
+    progress: Progress,
+) -> None:
+    """Writes model, optimizer, best weights so far and progress, atomically."""
+    tensors = {f"model/{name}": tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors |= {f"best/{name}": tensor.detach().cpu().contiguous() for name, tensor in best.items()}
+    for index, entries in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value).cpu() for name, value in entries.items()}
+    about = {"key": key, "progress": json.dumps(vars(progress))}
+    files.write_bytes(folder / STATE, save_safetensors(tensors, metadata=about))
+
+
+def load_state(
+    folder: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Tensor]]:
+    """Restores model and optimizer in place; returns the progress and the best weights so far.
+
+    Raises:
+        CheckpointError: no state, a broken one, or one of another configuration or other data.
+    """
+    path = folder / STATE
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing, there is nothing to resume; start without --resume")
+    tensors, content = read_tensors(path)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    about = header.get("__metadata__", {})
+    if about.get("key") != key:
+        raise CheckpointError(
+            f"{path}: of another configuration or other data; resume with the same ones, or start anew"
+        )
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition("/")
+        if part == "optimizer":
+            index, _, entry = rest.partition("/")
+            moments.setdefault(int(index), {})[entry] = tensor
+        else:
+            parts[part][rest] = tensor
+    fill_network(model, parts["model"], path)
+    whole = optimizer.state_dict()
+    optimizer.load_state_dict({"state": moments, "param_groups": whole["param_groups"]})
+    return Progress(**json.loads(about["progress"])), parts["best"]
