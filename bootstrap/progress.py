@@ -38,12 +38,12 @@ def run_visibly(command: list[str], environment: Mapping[str, str], folder: Path
             )  # fmt: skip
         except OSError as error:
             raise CommandError(f"{command[0]} cannot be run: {error.strerror}") from error
-        try:
-            last_lines = _follow(process, stream)
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
+        with process:
+            try:
+                last_lines = _follow(process, stream)
+            except BaseException:
+                process.terminate()
+                raise
     if process.returncode:
         said = "\n".join(f"  {line}" for line in last_lines)
         raise CommandError(f"`{shlex.join(command)}` failed ({process.returncode}):\n{said}\nAll of it: {log}")
