@@ -8,7 +8,8 @@ and the nearest one within `NEAR_S` of it (a sweep contains its stamp, or begins
 
 1. floats: seconds from the header's stamp (Velodyne's `time`);
 2. float64: absolute, in seconds, milliseconds, microseconds or nanoseconds (Hesai, Robosense: s; Livox: ns);
-3. floats: milliseconds, microseconds, nanoseconds from the header's stamp;
+3. floats: milliseconds, microseconds, nanoseconds from the header's stamp, if the sweep then takes `SHORTEST_SWEEP_S`
+   (seconds of another clock would otherwise pass for microseconds);
 4. integers called `t`, `offset_time`, `time_stamp`: nanoseconds from the stamp (Ouster, Livox, Autoware);
 5. other integers: microseconds, else nanoseconds, from the stamp.
 
@@ -35,6 +36,7 @@ TIME_FIELDS = ("t", "time", "timestamp", "offset_time", "time_stamp")
 NANOSECOND_FIELDS = ("t", "offset_time", "time_stamp")
 FAR_S = 2.0
 NEAR_S = 0.25
+SHORTEST_SWEEP_S = 0.001
 NANOSECONDS = 1_000_000_000
 
 
@@ -143,10 +145,11 @@ def _absolute_times(times: NDArray[np.generic], name: str, stamp_ns: int, what: 
     if len(times) == 0:
         return np.empty(0, dtype=np.int64)
     values = times.astype(np.float64)
-    for offsets_s in _readings(values, times.dtype, name, stamp_ns):
-        size = np.abs(offsets_s)
-        if size.max() <= FAR_S and size.min() <= NEAR_S:
-            return stamp_ns + np.rint(offsets_s * NANOSECONDS).astype(np.int64)
+    with np.errstate(over="ignore", invalid="ignore"):  # garbage may be as large as it likes
+        for offsets_s in _readings(values, times.dtype, name, stamp_ns):
+            size = np.abs(offsets_s)
+            if size.max() <= FAR_S and size.min() <= NEAR_S:
+                return stamp_ns + np.rint(offsets_s * NANOSECONDS).astype(np.int64)
     raise MessageError(
         f"{what}: field {name!r} ({times.dtype.name}, {values.min():.9g} to {values.max():.9g}) is no time near the "
         f"header's stamp of {stamp_ns / NANOSECONDS:.3f} s in any unit; is the sensor's clock synchronised?"
@@ -163,8 +166,8 @@ def _readings(values: NDArray[np.float64], dtype: np.dtype, name: str, stamp_ns:
                 whole = stamp_ns * per_second // NANOSECONDS
                 rest = (stamp_ns * per_second - whole * NANOSECONDS) / NANOSECONDS
                 yield ((values - whole) - rest) / per_second
-        for per_second in (1_000, 1_000_000, NANOSECONDS):
-            yield values / per_second
+        span = np.ptp(values)
+        yield from (values / unit for unit in (1_000, 1_000_000, NANOSECONDS) if span / unit >= SHORTEST_SWEEP_S)
     elif name in NANOSECOND_FIELDS:
         yield values / NANOSECONDS
     else:
