@@ -14,8 +14,8 @@ from vmloc_ros.geometry import Array, exp_se3, log_se3
 from vmloc_ros.types import PinholeIntrinsics
 
 WORKING_WIDTH = 320
-"""Images are reduced to about this width. Measured on 7-Scenes redkitchen, frames 0-149 and 200-349: 3.4 mm a frame as at
-640 pixels (3.4 and 3.7 mm), in 12 ms a frame instead of 60 on one core."""
+"""Images are reduced to about this width. Measured on 7-Scenes redkitchen, frames 0-149 and 200-349: 3.4 mm a frame
+as at 640 pixels (3.4 and 3.7 mm), in 12 ms a frame instead of 60 on one core."""
 MILLIMETRES = np.float32(0.001)
 
 
