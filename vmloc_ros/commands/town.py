@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vmloc_ros.config import parse
 from vmloc_ros.datasets.town import TownConfig, drive_numbers, traversal_name, write_town
 from vmloc_ros.datasets.town_drive import VoDrift
 from vmloc_ros.errors import DatasetError
@@ -49,7 +50,7 @@ def run_town(
     if out.exists() and not (out / "town.yaml").is_file() and (not out.is_dir() or any(out.iterdir())):
         raise DatasetError(f"{out}: exists and is no town; give another folder")
     values = {"seed": seed, "traversals": traversals, "loop_m": loop_m, "laps": laps, "drift": drift or VoDrift()}
-    config = TownConfig(**{**values, **options})
+    config = parse(TownConfig, {**values, **options}, "town")
     workers = min(8, len(os.sched_getaffinity(0))) if workers is None else workers
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with whole_folder(out) as folder, Progress(*columns, disable=not progress) as bar:

@@ -1,7 +1,7 @@
 """The files of the Oxford RobotCar dataset, one reader each.
 
 The dataset's axes are robotics' older ones: x forward, y right, z down, for vehicle, sensors and INS alike; the world
-is north, east, down. `AXES` turns them into ROS's (x forward, y left, z up). The "vehicle" frame is the stereo camera's.
+is north, east, down. `AXES` turns them into ROS's (x forward, y left, z up). The "vehicle" is the stereo camera.
 Formats: W. Maddern, G. Pascoe, C. Linegar, P. Newman, "1 Year, 1000 km: The Oxford RobotCar Dataset", IJRR 2017, and
 its documentation.
 """

@@ -2,8 +2,8 @@
 
 What is written goes through exactly the code that reads a real traversal (`datasets.robotcar`): raw Bayer images, a
 lookup table for undistortion (the town's lens is ideal, so the table is the identity), planar float32 lidar files,
-visual odometry with drift, INS rows in a north-east-down world. The truth in `gps/ins.csv` is the pose that the images and
-sweeps were rendered from; all points of a sweep are taken at the stamp in its name.
+visual odometry with drift, INS rows in a north-east-down world. The truth in `gps/ins.csv` is the pose that the
+images and sweeps were rendered from; all points of a sweep are taken at the stamp in its name.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from vmloc_ros.datasets.town_drive import (
     visual_odometry,
     xyzrpy_from_poses,
 )
+from vmloc_ros.datasets.town_layout import SKIES, build_scene
 from vmloc_ros.datasets.town_render import Light, Renderer
-from vmloc_ros.datasets.town_scene import SKIES, Scene, build_scene
+from vmloc_ros.datasets.town_scene import Scene
 from vmloc_ros.geometry import Array, inverse
 from vmloc_ros.types import PinholeIntrinsics
 
@@ -58,7 +59,7 @@ class TownConfig(StrictModel):
     lidar_hz: float = Field(10.0, gt=0.0, le=100.0, description="Sweeps of the forward lidar per second.")
     scanner_hz: float = Field(25.0, gt=0.0, le=100.0, description="Scans of the push-broom scanner per second.")
     rings: int = Field(32, ge=1, le=128, description="Rings of the forward lidar, from -22 to +16 degrees.")
-    columns: int = Field(250, ge=2, le=4000, description="Columns of the forward lidar, from -50 to +50 degrees.")
+    columns: int = Field(200, ge=2, le=4000, description="Columns of the forward lidar, from -50 to +50 degrees.")
     lidar_range_m: float = Field(80.0, gt=0.0, description="Farther surfaces give no return.")
     lidar_noise_m: float = Field(0.02, ge=0.0, description="Deviation of a range.")
     lidar_dropout: float = Field(0.03, ge=0.0, lt=1.0, description="Share of returns that get lost.")
@@ -84,7 +85,7 @@ class Traversal:
 
     def poses(self, stamps_us: NDArray[np.int64]) -> Array:
         """`T_map_base` at stamps."""
-        return self.drive.poses((stamps_us - self.start_us) * 1e-6)
+        return self.drive.poses((stamps_us - self.start_us).astype(np.float64) * 1e-6)
 
 
 def plan_traversal(config: TownConfig, scene: Scene, number: int) -> Traversal:
@@ -277,14 +278,15 @@ def _ins_table(plan: Traversal) -> str:
     """`gps/ins.csv`: north, east, down; latitude and longitude by the tangent plane at the map's origin."""
     stamps = plan.stamps_us["ins"]
     poses = plan.poses(stamps)
-    t, step = (stamps - plan.start_us) * 1e-6, 1e-3
+    t, step = (stamps - plan.start_us).astype(np.float64) * 1e-6, 1e-3
     velocity = (plan.drive.poses(t + step)[:, :3, 3] - plan.drive.poses(t - step)[:, :3, 3]) / (2.0 * step)
     easting, northing, altitude = OXFORD_ORIGIN_UTM
     angles = xyzrpy_from_poses(ENU_FROM_NED.T @ poses @ AXES)[:, 3:]
-    lines = [
+    header = (
         "timestamp,ins_status,latitude,longitude,altitude,northing,easting,down,utm_zone,"
         "velocity_north,velocity_east,velocity_down,roll,pitch,yaw\n"
-    ]
+    )
+    lines = [header]
     for stamp, (x, y, z), (east, north, up), rpy in zip(
         stamps.tolist(), poses[:, :3, 3].tolist(), velocity.tolist(), angles.tolist(), strict=True
     ):

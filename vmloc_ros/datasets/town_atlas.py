@@ -1,4 +1,4 @@
-"""All textures of the town in one picture, with their smaller copies (mip levels), so that one look-up colours a frame."""
+"""All textures of the town in one picture, with smaller copies (mip levels): one look-up colours a whole frame."""
 
 from __future__ import annotations
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+from pydantic import Field
 from scipy.spatial.transform import Rotation
 
 from vmloc_ros.config import StrictModel
@@ -12,7 +14,6 @@ from vmloc_ros.datasets.robotcar_files import pose_from_xyzrpy
 from vmloc_ros.datasets.town_render import Light
 from vmloc_ros.datasets.town_scene import Loop
 from vmloc_ros.geometry import Array, exp_so3, inverse, make_pose
-from pydantic import Field
 
 LANE_M = 1.5
 BASE_HEIGHT_M = 0.45
@@ -76,7 +77,7 @@ class Drive:
 
     def _position(self, t: Array) -> Array:
         s = self.start_m + self.driven(t)
-        lateral = LANE_M + sum(wave.at(s) for wave in self._wander)
+        lateral = np.asarray(LANE_M + sum(wave.at(s) for wave in self._wander))
         return np.asarray(self._loop.point(s) + lateral[..., None] * self._loop.normal(s))
 
     def poses(self, t_N: Array) -> Array:
@@ -103,7 +104,7 @@ def visual_odometry(rng: np.random.Generator, poses_N44: Array, T_vehicle_ins: A
     scale = 1.0 + drift.scale * float(rng.choice([-1.0, 1.0]))
     yaw = drift.yaw_rad_per_m * float(rng.choice([-1.0, 1.0]))
     steps = []
-    for before, after in zip(stereo[:-1], stereo[1:], strict=True):
+    for before, after in pairwise(stereo):
         step = inverse(before) @ after
         length = float(np.linalg.norm(step[:3, 3]))
         shift = rng.normal(0.0, drift.noise_m, 3) * np.sqrt(length)

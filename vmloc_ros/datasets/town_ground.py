@@ -22,14 +22,20 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int], cell_px: int, devia
 
 
 def ground(
-    rng: np.random.Generator, corner_2: Array, size_2: Array, line_N2: Array, normals_N2: Array, footprints: list[Array]
+    rng: np.random.Generator,
+    corner_2: Array,
+    size_2: Array,
+    line_N2: Array,
+    normals_N2: Array,
+    footprints: list[Array],
+    shadows: list[Array],
 ) -> Image:
     """The ground's picture: row 0 is its largest y, column 0 its smallest x.
 
     Args:
         corner_2: smallest x and y, metres. size_2: extent, metres.
         line_N2: the road's closed centre line, evenly spaced; normals_N2: to its left.
-        footprints: (4, 2) corners of houses, which darken the ground around them.
+        footprints: (4, 2) corners of houses, which darken the ground around them; shadows: of smaller things.
     """
     width, height = (int(np.ceil(extent / METRES_PER_PIXEL)) for extent in size_2)
     scale = 1.0 / METRES_PER_PIXEL
@@ -45,7 +51,7 @@ def ground(
 
     def band(half_width_m: float, colour: tuple[int, int, int], offset_m: float = 0.0) -> None:
         points = loop if offset_m == 0.0 else pixels(line_N2 + offset_m * normals_N2)
-        cv2.polylines(image, [points], True, colour, int(2.0 * half_width_m * scale), cv2.LINE_8, 3)
+        cv2.polylines(image, [points], True, colour, max(1, round(2.0 * half_width_m * scale)), cv2.LINE_AA, 3)
 
     band(PAVEMENT_M + 2.6, (128, 122, 108))
     band(PAVEMENT_M, (168, 162, 154))
@@ -60,12 +66,13 @@ def ground(
     for k in range(0, len(line_N2) - step, 2 * step):
         cv2.polylines(image, [loop[k : k + step]], False, (226, 226, 220), 3, cv2.LINE_8, 3)
     _details(rng, image, line_N2, normals_N2, pixels)
-    shadow = np.zeros((height, width), np.uint8)
-    for footprint in footprints:
-        cv2.fillPoly(shadow, [pixels(footprint)], (255,), cv2.LINE_8, 3)
-    shadow = np.asarray(cv2.blur(shadow, (41, 41)))
     texture = _noise(rng, (height, width), 1, 0.05) + _noise(rng, (height, width), 9, 0.04)
-    texture += _noise(rng, (height, width), 80, 0.05) + 1.0 - 0.45 * (shadow / np.float32(255.0))
+    texture += _noise(rng, (height, width), 80, 0.05) + 1.0
+    for outlines, blur_px, strength in ((footprints, 41, 0.45), (shadows, 11, 0.55)):
+        shadow = np.zeros((height, width), np.uint8)
+        for outline in outlines:
+            cv2.fillPoly(shadow, [pixels(outline)], (255,), cv2.LINE_8, 3)
+        texture *= 1.0 - np.asarray(cv2.blur(shadow, (blur_px, blur_px))) * np.float32(strength / 255.0)
     for rows in range(0, height, 256):  # in strips: the float copy of the whole would be large
         part = image[rows : rows + 256] * texture[rows : rows + 256, :, None]
         image[rows : rows + 256] = np.clip(part, 0, 255).astype(np.uint8)
@@ -87,9 +94,9 @@ def _details(
         length, width = rng.uniform(1.0, 6.0), rng.uniform(0.5, 1.4)
         centre = line[k] + across * normals[k]
         along, side = 0.5 * length * tangents[k], 0.5 * width * normals[k]
-        corners = np.array([centre + along + side, centre + along - side, centre - along - side, centre - along + side])
+        corners = [centre + along + side, centre + along - side, centre - along - side, centre - along + side]
         shade = int(rng.integers(58, 112))
-        cv2.fillPoly(image, [pixels(corners)], (shade, shade, shade + 3), cv2.LINE_8, 3)
+        cv2.fillPoly(image, [pixels(np.array(corners))], (shade, shade, shade + 3), cv2.LINE_8, 3)
     for _ in range(40):
         k = int(rng.integers(count))
         centre = pixels((line[k] + rng.uniform(-2.8, 2.8) * normals[k])[None])[0]
@@ -107,10 +114,11 @@ def sky(rng: np.random.Generator, top: tuple[int, int, int], horizon: tuple[int,
     height, width = 320, 2048
     fall = (np.linspace(0.0, 1.0, height) ** 1.5)[:, None, None]
     image = np.asarray(top) * (1.0 - fall) + np.asarray(horizon) * fall + np.zeros((1, width, 1))
-    field = sum((_noise(rng, (height, width), cell, 1.0 / k) for k, cell in ((1, 120), (2, 50), (4, 20), (8, 8))))
-    field[:, -160:] = (  # so that the panorama closes
-        field[:, -160:] * np.linspace(1.0, 0.0, 160) + field[:, :160][:, ::-1] * np.linspace(0.0, 1.0, 160)
-    )
+    field = np.zeros((height, width), dtype=np.float32)
+    for size, cell_px in ((1.0, 120), (0.5, 50), (0.25, 20), (0.125, 8)):
+        field += _noise(rng, (height, width), cell_px, size)
+    fade = np.linspace(1.0, 0.0, 160, dtype=np.float32)  # so that the panorama closes
+    field[:, -160:] = field[:, -160:] * fade + field[:, :160][:, ::-1] * (1.0 - fade)
     share = np.clip(field * 0.5 + cloud, 0.0, 1.0)[:, :, None]
     image = image * (1.0 - share) + np.array([238.0, 238.0, 240.0]) * share
     angle = np.linspace(0.0, 2.0 * np.pi, width, endpoint=False)

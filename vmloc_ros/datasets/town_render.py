@@ -1,8 +1,8 @@
 """Casts rays at the town: camera images with depth, and lidar sweeps, from the same rectangles.
 
 For a ray `c + t d` and a rectangle `o + u r + v w` with normal n: `1/t = n.d / n.(o - c)`, which for a pinhole camera
-(d with unit depth, so t is the depth) is an affine function of the pixel; u and v are t times one. So each rectangle costs a
-few sums over the pixels of its bounding box, and the inverse depth is the z-buffer.
+(d with unit depth, so t is the depth) is an affine function of the pixel; u and v are such functions times t. So each
+rectangle costs a few sums over the pixels of its bounding box, and the inverse depth is the z-buffer.
 """
 
 from __future__ import annotations

@@ -75,7 +75,8 @@ def _soft_noise(
 ) -> NDArray[np.float32]:
     """Smooth blotches (height, width, 1)."""
     small = rng.normal(0.0, deviation, (height // cell_px + 2, width // cell_px + 2)).astype(np.float32)
-    return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC))[:, :, None]
+    smooth = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(smooth, dtype=np.float32)[:, :, None]
 
 
 def _clip(image: Any) -> Image:
