@@ -4,11 +4,12 @@ The state is `T_map_base` with the perturbation on the right, `T = T_hat Exp(d)`
 rotation), in the body's axes. A measurement is a pose `Z` with `T = Z Exp(n)`, `n ~ N(0, R)`: the same convention.
 
 Sources: J. Sola, J. Deray, D. Atchuthan, "A micro Lie theory for state estimation in robotics", arXiv:1812.01537
-(section V: error propagation and the Jacobians); B. M. Bell, F. W. Cathey, "The iterated Kalman filter update
-as a Gauss-Newton method", IEEE TAC 38(2), 1993; D. He, W. Xu, F. Zhang, "Kalman filters on differentiable manifolds", arXiv:2102.03804
-(section III-C: the iterated update on a manifold, with the Jacobian that carries the prior to the new working point);
-P. D. Joseph's form of the covariance update (R. S. Bucy, P. D. Joseph, "Filtering for stochastic processes", 1968);
-M. Roth, E. Ozkan, F. Gustafsson, "A Student's t filter for heavy tailed process and measurement noise", ICASSP 2013.
+(section V: error propagation and the Jacobians); B. M. Bell, F. W. Cathey, "The iterated Kalman filter update as a
+Gauss-Newton method", IEEE TAC 38(2), 1993; D. He, W. Xu, F. Zhang, "Kalman filters on differentiable manifolds",
+arXiv:2102.03804 (section III-C: the iterated update on a manifold, with the Jacobian that carries the prior to the new
+working point); P. D. Joseph's form of the covariance update (R. S. Bucy, P. D. Joseph, "Filtering for stochastic
+processes", 1968); M. Roth, E. Ozkan, F. Gustafsson, "A Student's t filter for heavy tailed process and measurement
+noise", ICASSP 2013.
 """
 
 from __future__ import annotations

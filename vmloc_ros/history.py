@@ -222,7 +222,7 @@ class History:
         self._keys.clear()
 
     def at(self, stamp_ns: int) -> Moment | None:
-        """What is known at a stamp after everything up to it (beyond the newest event: coasting); None before the window."""
+        """What is known at a stamp after everything up to it (coasting at the end); None before the window."""
         index = bisect.bisect_left(self._keys, (stamp_ns + 1,)) - 1
         if index < 0:
             return None
