@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from vmloc_ros.assembly import Assembler, FrameParts, FrameSource
 from vmloc_ros.clock import ClockVerdict
@@ -18,7 +19,6 @@ from vmloc_ros.config import LocalizerConfig
 from vmloc_ros.errors import ModelInputError, TransformError
 from vmloc_ros.fusion import Fusion, OdometryVerdict
 from vmloc_ros.geometry import Array, adjoint, inverse
-from vmloc_ros.localizer import Localizer
 from vmloc_ros.types import (
     Event,
     EventKind,
@@ -36,6 +36,9 @@ from vmloc_ros.types import (
     Status,
     Verdict,
 )
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import, and a pipeline needs it only if its localizer does
+    from vmloc_ros.localizer import Localizer
 
 NANOSECONDS = 1_000_000_000
 ALWAYS_COUNTED = ("frames.paired", "frames.inferred", "frames.stale", "frames.no_pose")

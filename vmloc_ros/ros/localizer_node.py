@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock
@@ -22,7 +22,6 @@ from std_srvs.srv import Trigger
 from vmloc_ros.clock import ClockVerdict, DataClock
 from vmloc_ros.config import LocalizerConfig, ModelConfig
 from vmloc_ros.errors import ConfigError, MessageError, VmlocError
-from vmloc_ros.localizer import Localizer, load_localizer
 from vmloc_ros.pipeline import Outputs, Pipeline
 from vmloc_ros.ros import qos
 from vmloc_ros.ros.diagnostics import Diagnostics, Snapshot
@@ -32,11 +31,14 @@ from vmloc_ros.ros.publishers import Publishers
 from vmloc_ros.ros.worker import Worker
 from vmloc_ros.types import Event, EventKind, OdometrySample
 
+if TYPE_CHECKING:
+    from vmloc_ros.localizer import Localizer
+
 TICK_S = 0.1
 DIAGNOSTICS_S = 1.0
 LOG_EVERY_S = 5.0
 
-Load = Callable[[Path, ModelConfig], Localizer]
+Load = Callable[[Path, ModelConfig], "Localizer"]
 
 
 class LocalizerNode(LifecycleNode):
@@ -45,7 +47,7 @@ class LocalizerNode(LifecycleNode):
     deactivate: finishes the frames that wait and unsubscribes. cleanup: drops the model; parameters may change again.
     """
 
-    def __init__(self, load: Load = load_localizer, **options: Any) -> None:
+    def __init__(self, load: Load, **options: Any) -> None:
         """
         Args:
             load: gives the localizer for a model's folder.

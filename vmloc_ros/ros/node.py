@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rclpy
 import yaml
@@ -14,23 +14,25 @@ from rclpy.exceptions import ROSInterruptException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
-from vmloc_ros.config import read_yaml
+from vmloc_ros.config import ModelConfig, read_yaml
 from vmloc_ros.errors import SetupError, VmlocError
-from vmloc_ros.localizer import load_localizer
 from vmloc_ros.ros.localizer_node import Load, LocalizerNode
 from vmloc_ros.ros.profile import use_dds_profile
 from vmloc_ros.ros.signals import StopRequest
 
+if TYPE_CHECKING:
+    from vmloc_ros.localizer import Localizer
+
 SPIN_S = 0.1
 
 
-def run_node(params_file: Path | None = None, arguments: Sequence[str] = (), load: Load = load_localizer) -> int:
+def run_node(params_file: Path | None = None, arguments: Sequence[str] = (), load: Load | None = None) -> int:
     """Runs the node until SIGINT, SIGTERM or a lifecycle shutdown.
 
     Args:
         params_file: parameters, in ROS 2's layout or the configuration's sections alone.
         arguments: further arguments in ROS 2's own syntax (`--ros-args -r image:=/camera/image -p model.path:=...`).
-        load: gives the localizer for a model's folder.
+        load: gives the localizer for a model's folder; None: `localizer.load_localizer`.
 
     Returns:
         The exit status: 0 after a clean end; 1 when the node was to start by itself and could not (the log says why).
@@ -50,7 +52,7 @@ def run_node(params_file: Path | None = None, arguments: Sequence[str] = (), loa
         except RuntimeError as error:
             raise SetupError(f"ROS 2 refuses the arguments: {' '.join(str(error).split())}") from error
         try:
-            return _spin(context, stop, load)
+            return _spin(context, stop, load or _load_model)
         finally:
             context.try_shutdown()
 
@@ -71,6 +73,14 @@ def _spin(context: Context, stop: StopRequest, load: Load) -> int:
     finally:
         executor.shutdown()
         node.destroy_node()
+
+
+def _load_model(path: Path, config: ModelConfig) -> Localizer:
+    from vmloc_ros.localizer import (
+        load_localizer,  # PyTorch takes seconds to import: not for a parameter file with an error
+    )
+
+    return load_localizer(path, config)
 
 
 def file_arguments(params_file: Path | None) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from rcl_interfaces.msg import ParameterDescriptor, ParameterType, ParameterValue, SetParametersResult
+from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
+from rclpy.exceptions import ParameterUninitializedException
 from rclpy.node import Node
 from rclpy.parameter import Parameter as RosParameter
 
@@ -52,8 +53,8 @@ class NodeParameters:
         if parameter.name in given:
             value = _as_kind(parameter, given[parameter.name])
             self._node.undeclare_parameter(parameter.name)
-        if parameter.kind is list and not value:  # an empty list has no type of its own
-            value = ParameterValue(type=ParameterType.PARAMETER_DOUBLE_ARRAY)
+        if parameter.kind is list and not value:  # an empty list has no type of its own: declared, but not set
+            value = RosParameter.Type.DOUBLE_ARRAY
         self._node.declare_parameter(parameter.name, value, descriptor, ignore_override=True)
 
     @property
@@ -67,11 +68,16 @@ class NodeParameters:
         Raises:
             ConfigError: a name that does not exist, a value of the wrong type or outside its limits.
         """
-        values = {name: self._node.get_parameter(name).value for name in self._parameters}
-        flat = {name: _as_kind(self._parameters[name], value) for name, value in values.items()}
+        flat = {name: _as_kind(parameter, self._value(parameter)) for name, parameter in self._parameters.items()}
         for name in self._unknown:
             flat[name] = self._node.get_parameter(name).value
         return parse(LocalizerConfig, nested(flat), SOURCE)
+
+    def _value(self, parameter: Parameter) -> Any:
+        try:
+            return self._node.get_parameter(parameter.name).value
+        except ParameterUninitializedException:
+            return parameter.default
 
     def _on_set(self, changes: Iterable[RosParameter[Any]]) -> SetParametersResult:
         ours = {change.name: change.value for change in changes if change.name in self._parameters}

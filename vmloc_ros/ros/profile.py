@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from vmloc_ros.errors import BagError, SetupError
 PACKAGE = "vmloc_ros"
 VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 """The variable of Fast DDS 3 (Kilted) and the one of Fast DDS 2 (Jazzy and older)."""
+
+
+def _prefixes() -> list[Path]:
+    """Where packages are installed: the sourced workspaces, and the environment of this Python."""
+    named = [prefix for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if prefix]
+    return [Path(prefix) for prefix in (*named, sys.prefix)]
 
 
 def shared_file(relative: str) -> Path:
@@ -22,9 +29,9 @@ def shared_file(relative: str) -> Path:
     beside_source = Path(__file__).resolve().parents[2] / relative
     if beside_source.is_file():
         return beside_source
-    for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
-        installed = Path(prefix) / "share" / PACKAGE / relative
-        if prefix and installed.is_file():
+    for prefix in _prefixes():
+        installed = prefix / "share" / PACKAGE / relative
+        if installed.is_file():
             return installed
     raise SetupError(f"{relative}: not found in the share folder of {PACKAGE}; build and source the workspace again")
 
@@ -55,8 +62,8 @@ def interface_file(msgtype: str) -> Path:
         BagError: it is not installed.
     """
     package, _, name = msgtype.split("/")
-    for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
-        installed = Path(prefix) / "share" / package / "msg" / f"{name}.msg"
-        if prefix and installed.is_file():
+    for prefix in _prefixes():
+        installed = prefix / "share" / package / "msg" / f"{name}.msg"
+        if installed.is_file():
             return installed
     raise BagError(f"{msgtype}: its definition is not installed (share/{package}/msg/{name}.msg)")

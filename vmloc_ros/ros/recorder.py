@@ -178,7 +178,7 @@ class _Recorder:
 
 
 def learn(writer: BagWriter, msgtype: str) -> None:
-    """Makes a message type that the bag library does not know, and those inside it, known from the installed .msg files.
+    """Makes a message type and those inside it known to the bag library, from the installed .msg files.
 
     Raises:
         BagError: its definition is not installed.

@@ -17,9 +17,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def exit_with_parent() -> None:
-    """Where the launch file asks for it: gets a SIGTERM when launch dies, which leaves its processes behind otherwise.
+    """Where the launch file asks for it: gets a SIGTERM when launch dies, which would leave its processes behind.
 
-    `ros2 launch` passes SIGINT on to its processes, but cancels itself on SIGTERM. Linux only; elsewhere nothing happens.
+    `ros2 launch` passes SIGINT on to its processes, but on SIGTERM it just ends. Linux only; elsewhere nothing happens.
     """
     if os.environ.get(EXIT_WITH_PARENT) == "1" and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
