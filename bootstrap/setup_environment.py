@@ -414,7 +414,7 @@ def distribution_steps() -> list[Step]:
     shared = tuple(ROOT / name for name in SHARED_FOLDERS)
     return [
         Step("venv", "A virtual environment on top of the system's packages",
-             lambda: make_venv("--system-site-packages", setuptools="setuptools<80"),  # colcon: setup.py develop
+             lambda: make_venv("--system-site-packages", setuptools="setuptools>=70.1"),  # builds wheels itself
              values=(distribution, str(VENV), sys.version)),
         Step("packages", "Python packages without a system package",
              lambda: install_packages("lidar,test", write_system_constraints()), (ROOT / "setup.py",)),
