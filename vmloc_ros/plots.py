@@ -22,8 +22,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
+from vmloc_ros import metrics
 from vmloc_ros.errors import TrainingError, TrajectoryError
-from vmloc_ros.geometry import Array, rotation_angle
 from vmloc_ros.report import TRAJECTORY_NAMES, Report, read_report
 from vmloc_ros.trajectory import NANOSECONDS, Trajectory, read_tum
 
@@ -230,14 +230,9 @@ def pose_errors(
 
     For drawing on logarithmic axes: none is below `SMALLEST`.
     """
-    stamps, metres, degrees = [], [], []
-    for stamp_ns, pose in zip(estimates.stamps_ns.tolist(), estimates.poses_N44, strict=True):
-        if truth.covers(stamp_ns):
-            true: Array = truth.interpolate(stamp_ns)
-            stamps.append(stamp_ns)
-            metres.append(float(np.linalg.norm(pose[:3, 3] - true[:3, 3])))
-            degrees.append(float(np.degrees(rotation_angle(true[:3, :3], pose[:3, :3]))))
-    return np.array(stamps, dtype=np.int64), np.maximum(metres, SMALLEST), np.maximum(degrees, SMALLEST)
+    known = metrics.covered(estimates, truth)
+    metres, degrees = metrics.pose_errors(known, truth)
+    return known.stamps_ns, np.maximum(metres, SMALLEST), np.maximum(degrees, SMALLEST)
 
 
 def _log_limits(axes: Axes, unit: str, limits: tuple[float, float]) -> None:

@@ -130,10 +130,9 @@ def errors(estimates: Trajectory | None, truth: Trajectory | None) -> ErrorSumma
     """Errors of the estimates whose stamps the truth covers; None where there are none."""
     if estimates is None or truth is None:
         return None
-    kept = np.array([truth.covers(stamp) for stamp in estimates.stamps_ns.tolist()], dtype=bool)
-    if not kept.any():
+    covered = metrics.covered(estimates, truth)
+    if len(covered) == 0:
         return None
-    covered = Trajectory(estimates.stamps_ns[kept], estimates.poses_N44[kept], estimates.max_gap_s)
     return ErrorSummary.model_validate(metrics.error_summary(covered, truth))
 
 
