@@ -204,16 +204,17 @@ class Worker:
         """Points (N, 3) in the sensor's axes, and reflectances, of the rays that return."""
         rays = self._lidar_rays if forward else self._scanner_rays
         limit = self.config.lidar_range_m if forward else min(50.0, self.config.lidar_range_m)
-        ranges, grey = renderer.ranges(T_map_sensor[:3, 3], rays @ T_map_sensor[:3, :3].T, limit)
+        groups = max(1, len(rays) // (320 if forward else 60))
+        ranges, grey = renderer.ranges(T_map_sensor[:3, 3], rays @ T_map_sensor[:3, :3].T, limit, groups)
         kept = np.isfinite(ranges) & (rng.random(len(rays)) >= self.config.lidar_dropout)
         noisy = ranges[kept] + rng.normal(0.0, self.config.lidar_noise_m, int(kept.sum()))
         return rays[kept] * noisy[:, None], grey[kept]
 
 
 def lidar_rays(config: TownConfig) -> Array:
-    """Unit vectors (rings x columns, 3) in the lidar's axes (x forward, y right, z down), ring by ring."""
-    down = np.deg2rad(np.linspace(-16.0, 22.0, config.rings))[:, None]
-    across = np.deg2rad(np.linspace(-50.0, 50.0, config.columns))[None, :]
+    """Unit vectors (columns x rings, 3) in the lidar's axes (x forward, y right, z down), column by column."""
+    down = np.deg2rad(np.linspace(-16.0, 22.0, config.rings))[None, :]
+    across = np.deg2rad(np.linspace(-50.0, 50.0, config.columns))[:, None]
     x, y, z = np.cos(down) * np.cos(across), np.cos(down) * np.sin(across), np.sin(down) + 0.0 * across
     return np.stack([x, y, z], axis=-1).reshape(-1, 3)
 

@@ -64,6 +64,9 @@ class Renderer:
         self._paint = (scene.tint_Q3 * shade[:, None]).astype(np.float32)
         pixels = scene.atlas.windows[scene.texture_Q, 0, 2:]
         sizes = np.column_stack([np.linalg.norm(scene.right_Q3, axis=1), np.linalg.norm(scene.down_Q3, axis=1)])
+        self._radius = 0.5 * np.linalg.norm(scene.right_Q3 + scene.down_Q3, axis=1)
+        self._holed = np.isin(scene.texture_Q, list(scene.atlas.alphas))
+        self._grey = (scene.atlas.mean_colours[scene.texture_Q] * scene.tint_Q3).mean(axis=1)
         self._texels_per_m = np.sqrt((pixels / sizes).prod(axis=1)).astype(np.float32)
 
     # ----------------------------------------------------------------------------------------------------- camera
@@ -166,43 +169,56 @@ class Renderer:
 
     # ------------------------------------------------------------------------------------------------------ lidar
 
-    def ranges(self, origin_3: Array, rays_N3: Array, max_range_m: float) -> tuple[Floats, Floats]:
-        """Distances (N,) along unit rays (world axes), infinite without return, and reflectances 0-255."""
+    def ranges(self, origin_3: Array, rays_N3: Array, max_range_m: float, groups: int = 1) -> tuple[Floats, Floats]:
+        """Distances (N,) along unit rays (world axes), infinite without return, and reflectances 0-255.
+
+        Rays are looked at in so many groups of neighbours: each only meets the rectangles around its own direction.
+        """
         relative = self.scene.origin_Q3 - origin_3
         distance = np.einsum("qk,qk->q", self._normals, relative)
-        near = (
-            self._wanted & self.scene.lit_Q & (np.abs(distance) > 1e-6) & self._within(origin_3, rays_N3, max_range_m)
-        )
-        chosen = np.flatnonzero(near & (self.scene.both_sides_Q | (distance < 0.0)))
+        middle = relative + 0.5 * (self.scene.right_Q3 + self.scene.down_Q3)
+        near = self._wanted & self.scene.lit_Q & (np.abs(distance) > 1e-6)
+        near &= np.linalg.norm(middle, axis=1) < max_range_m + self._radius
+        candidates = np.flatnonzero(near & (self.scene.both_sides_Q | (distance < 0.0)))
+        parts = []
+        for rays in np.array_split(rays_N3, groups):
+            chosen = candidates[_meets(middle[candidates], self._radius[candidates], rays)]
+            parts.append(self._cast(chosen, relative[chosen], distance[chosen], rays, max_range_m))
+        return np.concatenate([ranges for ranges, _ in parts]), np.concatenate([grey for _, grey in parts])
+
+    def _cast(
+        self, chosen: NDArray[np.int64], relative: Array, distance: Array, rays_N3: Array, max_range_m: float
+    ) -> tuple[Floats, Floats]:
+        """`ranges` against the chosen rectangles, whose origins and planes stand so far from the sensor."""
+        if not len(chosen):
+            return np.full(len(rays_N3), np.inf, dtype=np.float32), np.zeros(len(rays_N3), dtype=np.float32)
         rays = rays_N3.astype(np.float32).T
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            t = distance[chosen, None].astype(np.float32) / (self._normals[chosen].astype(np.float32) @ rays)
+            t = distance[:, None].astype(np.float32) / (self._normals[chosen].astype(np.float32) @ rays)
             hit = (t > 0.0) & (t < max_range_m)
-            for edges in (self._right, self._down):
-                offset = np.einsum("qk,qk->q", edges[chosen], relative[chosen]).astype(np.float32)
-                inside = (edges[chosen].astype(np.float32) @ rays) * t - offset[:, None]
+            for edges in (self._right[chosen], self._down[chosen]):
+                offset = np.einsum("qk,qk->q", edges, relative).astype(np.float32)
+                inside = (edges.astype(np.float32) @ rays) * t - offset[:, None]
                 hit &= np.abs(inside - 0.5) <= 0.5
-        for row in np.flatnonzero(np.isin(self.scene.texture_Q[chosen], list(self.scene.atlas.alphas))).tolist():
+        for row in np.flatnonzero(self._holed[chosen] & hit.any(axis=1)).tolist():
             q, columns = chosen[row], np.flatnonzero(hit[row])
-            points = t[row, columns, None] * rays_N3[columns] - relative[q]
+            points = t[row, columns, None] * rays_N3[columns] - relative[row]
             u, v = (points @ self._right[q]).astype(np.float32), (points @ self._down[q]).astype(np.float32)
             hit[row, columns] &= self.scene.atlas.solid(int(self.scene.texture_Q[q]), u, v)
         t = np.where(hit, t, np.float32(np.inf))
         first = t.argmin(axis=0)
         ranges = t[first, np.arange(len(rays_N3))]
-        grey = (self.scene.atlas.mean_colours[self.scene.texture_Q] * self.scene.tint_Q3).mean(axis=1)
-        return ranges, np.where(np.isfinite(ranges), grey[chosen[first]], 0.0).astype(np.float32)
+        return ranges, np.where(np.isfinite(ranges), self._grey[chosen[first]], 0.0).astype(np.float32)
 
-    def _within(self, origin_3: Array, rays_N3: Array, max_range_m: float) -> NDArray[np.bool_]:
-        """Rectangles whose surrounding sphere reaches into the cone of the rays: the others need no look."""
-        middle = self.scene.origin_Q3 + 0.5 * (self.scene.right_Q3 + self.scene.down_Q3) - origin_3
-        radius = 0.5 * np.linalg.norm(self.scene.right_Q3 + self.scene.down_Q3, axis=1)
-        away = np.linalg.norm(middle, axis=1)
-        axis = rays_N3.mean(axis=0)
-        if np.linalg.norm(axis) < 0.3:
-            return np.asarray(away < max_range_m + radius)
-        axis /= np.linalg.norm(axis)
-        opening = float(np.arccos(np.clip((rays_N3 @ axis).min(), -1.0, 1.0)))
-        angle = np.arccos(np.clip((middle @ axis) / np.maximum(away, 1e-9), -1.0, 1.0))
-        margin = np.arcsin(np.clip(radius / np.maximum(away, 1e-9), 0.0, 1.0))
-        return np.asarray((away < max_range_m + radius) & ((angle < opening + margin) | (away < radius)))
+
+def _meets(middle_Q3: Array, radius_Q: Array, rays_N3: Array) -> NDArray[np.bool_]:
+    """Which spheres reach into the cone around the rays: nothing else can be hit."""
+    away = np.linalg.norm(middle_Q3, axis=1)
+    axis = rays_N3.mean(axis=0)
+    if np.linalg.norm(axis) < 0.3:  # the rays look everywhere
+        return np.ones(len(away), dtype=bool)
+    axis /= np.linalg.norm(axis)
+    opening = float(np.arccos(np.clip((rays_N3 @ axis).min(), -1.0, 1.0)))
+    angle = np.arccos(np.clip((middle_Q3 @ axis) / np.maximum(away, 1e-9), -1.0, 1.0))
+    margin = np.arcsin(np.clip(radius_Q / np.maximum(away, 1e-9), 0.0, 1.0))
+    return np.asarray((angle < opening + margin + 1e-6) | (away < radius_Q))
