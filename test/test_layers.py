@@ -14,8 +14,8 @@ PACKAGE = PROJECT / "vmloc_ros"
 # By a module's name, or its folder's.
 LAYERS = {
     0: "errors geometry config types files",
-    1: "buffers camera images clouds projection accumulation trajectory odometry increments filter relocalization replay history "
-    "fusion metrics messages pairing clock extrinsics parameter_file uncertainty",
+    1: "buffers camera images clouds projection accumulation trajectory odometry increments filter relocalization "
+    "replay history fusion metrics messages pairing clock extrinsics parameter_file uncertainty",
     2: "datasets networks losses",
     3: "checkpoint training training_config training_state validation split samples batches localizer runtimes "
     "assembly pipeline bags bag_messages bag_writer evaluation run_log run_outputs report retrieval plots",
