@@ -327,12 +327,7 @@ class BagRecording:
             raise BagError(f"{path}: has none of the configured sensor topics; {self.reader.listing()}")
         self._start_ns = self.reader.start_ns + round(start_s * 1e9)
         self._stop_ns = None if duration_s is None else self._start_ns + round(duration_s * 1e9)
-        self._late: Counter[str] = Counter()
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """What could not be used so far, by reason."""
-        return dict(self.reader.rejected + self._late)
+        self.skipped: dict[str, int] = self.reader.rejected  # whoever reads the stream adds to it
 
     def static_transforms(self) -> list[StaticTransform]:
         """/tf_static of the bag."""
@@ -345,7 +340,7 @@ class BagRecording:
         stream = self.reader.timed_events(self._kinds, self._start_ns, self._stop_ns)
         for number, (event, log_ns) in enumerate(stream):
             if event.stamp_ns < released_ns:
-                self._late[f"{event.kind.value} arrived too late to be sorted"] += 1
+                self.reader.rejected[f"{event.kind.value} arrived too late to be sorted"] += 1
                 continue
             heapq.heappush(waiting, (event.stamp_ns, number, log_ns, event))
             while waiting[0][2] < log_ns - REORDER_NS:  # the earliest stamp has waited long enough
