@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vmloc_ros.clouds import Cloud
 from vmloc_ros.config import ProjectionConfig
-from vmloc_ros.geometry import Array, inverse
+from vmloc_ros.geometry import Array, inverse, transform_points
 from vmloc_ros.odometry import OdometryBuffer
 
 KNOT_NS = 10_000_000
@@ -64,7 +64,7 @@ def accumulate(
     usable = sorted((cloud for cloud in clouds if len(cloud.xyz_N3)), key=lambda cloud: cloud.stamp_ns)
     reasons[CLOUD_EMPTY] = len(clouds) - len(usable)
     if not config.motion_compensation:
-        parts = [_moved(cloud.xyz_N3, T_base_lidar) for cloud in _newest(usable, config.max_points, reasons)]
+        parts = [transform_points(T_base_lidar, cloud.xyz_N3) for cloud in _newest(usable, config.max_points, reasons)]
         return _joined(parts, reasons)
     T_odom_frame = odometry.pose_at(stamp_ns)
     if T_odom_frame is None:
@@ -160,7 +160,7 @@ def _deskewed(cloud: Cloud, T_base_lidar_K44: Array) -> NDArray[np.float32]:
     """Every point moved by the pose at its own time, blended between the two neighbouring knots' poses."""
     count = len(T_base_lidar_K44)
     if count == 1 or cloud.stamps_ns_N is None:
-        return _moved(cloud.xyz_N3, T_base_lidar_K44[0])
+        return transform_points(T_base_lidar_K44[0], cloud.xyz_N3)
     first, last = cloud.stamps_ns_N.min(), cloud.stamps_ns_N.max()
     place = (cloud.stamps_ns_N - first) * ((count - 1) / float(last - first))
     segment = np.minimum(place.astype(np.intp), count - 2)
@@ -173,16 +173,11 @@ def _deskewed(cloud: Cloud, T_base_lidar_K44: Array) -> NDArray[np.float32]:
     moved = np.empty_like(xyz)
     for k in range(count - 1):
         part = slice(bounds[k], bounds[k + 1])
-        early = _moved(xyz[part], T_base_lidar_K44[k])
-        late = _moved(xyz[part], T_base_lidar_K44[k + 1])
+        early = transform_points(T_base_lidar_K44[k], xyz[part])
+        late = transform_points(T_base_lidar_K44[k + 1], xyz[part])
         moved[part] = early + share[part] * (late - early)
     if order is None:
         return moved
     result = np.empty_like(moved)
     result[order] = moved
     return result
-
-
-def _moved(xyz_N3: NDArray[np.float32], T: Array) -> NDArray[np.float32]:
-    single = T.astype(np.float32)
-    return np.asarray(xyz_N3 @ single[:3, :3].T + single[:3, 3], dtype=np.float32)

@@ -17,7 +17,7 @@ from vmloc_ros.config import LocalizerConfig
 from vmloc_ros.datasets.base import Recording
 from vmloc_ros.errors import CameraError, MessageError, TransformError
 from vmloc_ros.extrinsics import Extrinsics, pose_from_list
-from vmloc_ros.geometry import Array, inverse
+from vmloc_ros.geometry import Array, inverse, transform_points
 from vmloc_ros.images import decode_depth, decode_image
 from vmloc_ros.odometry import OdometryBuffer
 from vmloc_ros.pairing import Pairing
@@ -202,8 +202,12 @@ class Assembler:
                 depth_m = self._depth_image(parts.depths[0], parts.info)
             else:
                 depth_m = self._project(parts, intrinsics)
-        except (MessageError, CameraError, TransformError) as error:
+        except (CameraError, TransformError) as error:
             absent[Modality.DEPTH] = self._reject("depth", error)
+            return None
+        except MessageError as error:  # a cloud was counted when it could not be decoded
+            by_clouds = isinstance(parts.depths[0], RawCloud | RawScan)
+            absent[Modality.DEPTH] = str(error) if by_clouds else self._reject("depth", error)
             return None
         returns = int(np.count_nonzero(depth_m))
         if returns < self._config.input.min_depth_returns:
@@ -215,27 +219,30 @@ class Assembler:
 
     def _depth_image(self, payload: RawImage | EncodedImage, info: CameraInfo | None) -> NDArray[np.float32]:
         depth_m = decode_depth(payload)
-        if info is not None and depth_m.shape == (info.height, info.width):
+        if info is not None:
             depth_m = self._rectify(info).rectify_depth(depth_m)
         elif not self._config.input.image_rectified:
-            raise CameraError("depth image: without a camera_info of its size it cannot be undistorted")
+            raise CameraError("depth image: without a camera_info it cannot be undistorted")
         limit = self._config.projection
         depth_m[(depth_m < limit.min_range_m) | (depth_m > limit.max_range_m)] = 0.0
         return depth_m
 
     def _project(self, parts: FrameParts, intrinsics: PinholeIntrinsics | None) -> NDArray[np.float32]:
         config = self._config.projection
-        clouds = [self._cloud(payload) for payload in parts.depths if isinstance(payload, RawCloud | RawScan)]
+        clouds = self._clouds(parts)
         lidar = LIDAR_BY_HAND if self._config.extrinsics.base_to_lidar else clouds[0].frame_id
         T_base_lidar = self._extrinsics.lookup(self._config.frames.base, lidar)
         points = accumulate(clouds, parts.key.stamp_ns, parts.odometry, T_base_lidar, config)
-        if points.reasons and not len(points.xyz_base_N3):
-            reasons = "; ".join(f"{reason} ({count})" for reason, count in points.reasons.items() if count)
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in points.reasons.items() if count)
+        if reasons:
+            self.problems["points"] = f"left out: {reasons}"
+        else:
+            self.problems.pop("points", None)
+        if reasons and not len(points.xyz_base_N3):
             raise MessageError(f"no cloud could be used: {reasons}")
         if config.kind == "cylindrical":
-            T_lidar_base = inverse(T_base_lidar)
             return project_cylindrical(
-                _moved(points.xyz_base_N3, T_lidar_base),
+                transform_points(inverse(T_base_lidar), points.xyz_base_N3),
                 config.width,
                 config.height,
                 config.azimuth_deg,
@@ -245,10 +252,28 @@ class Assembler:
             )
         if intrinsics is None:
             raise CameraError("no camera_info has come and the model's card names no camera: depth has no view")
-        xyz_camera = _moved(points.xyz_base_N3, inverse(self.T_base_camera(parts)))
+        xyz_camera = transform_points(inverse(self.T_base_camera(parts)), points.xyz_base_N3)
         return project_pinhole(
             xyz_camera, intrinsics.resized(config.width, config.height), config.min_range_m, config.max_range_m
         )
+
+    def _clouds(self, parts: FrameParts) -> list[Cloud]:
+        """The frame's clouds that can be decoded; a damaged one is counted and costs only itself.
+
+        Raises:
+            MessageError: not one of them can.
+        """
+        clouds, last = [], None
+        for payload in parts.depths:
+            try:
+                if isinstance(payload, RawCloud | RawScan):
+                    clouds.append(self._cloud(payload))
+            except MessageError as error:
+                last = error
+                self._reject("depth", error)
+        if not clouds:
+            raise last or MessageError("points are configured, but a depth image came")
+        return clouds
 
     def _cloud(self, payload: RawCloud | RawScan) -> Cloud:
         cloud = self._decoded.get(payload.stamp_ns)
@@ -269,11 +294,6 @@ CAMERA_BY_HAND = "<extrinsics.base_to_camera>"
 LIDAR_BY_HAND = "<extrinsics.base_to_lidar>"
 UNKNOWN_CAMERA = PinholeIntrinsics(1, 1, 1.0, 1.0, 0.0, 0.0)
 """Stands in a frame that has an image but no calibration: networks that need rays refuse it."""
-
-
-def _moved(xyz_N3: NDArray[np.float32], T: Array) -> NDArray[np.float32]:
-    single = T.astype(np.float32)
-    return np.asarray(xyz_N3 @ single[:3, :3].T + single[:3, 3], dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

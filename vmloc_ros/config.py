@@ -120,7 +120,7 @@ class ModelConfig(StrictModel):
         0, ge=0, description="CPU threads of the network; 0: all cores less one, which the callbacks need."
     )
     max_pending_frames: int = Field(
-        2, ge=1, description="Frames that wait for the network; a further one drops the oldest as stale."
+        4, ge=1, description="Frames that wait for the network; a further one drops the oldest as stale."
     )
 
 

@@ -108,6 +108,12 @@ def log_se3(T: Array) -> Array:
     return result
 
 
+def transform_points(T: Array, xyz_N3: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Points (N, 3) moved by a pose, in single precision: clouds are large and millimetres are enough."""
+    single = T.astype(np.float32)
+    return np.asarray(xyz_N3 @ single[:3, :3].T + single[:3, 3], dtype=np.float32)
+
+
 def adjoint(T: Array) -> Array:
     """6x6 adjoint, order (translation, rotation): `T exp(d) T^-1 == exp(adjoint(T) d)` (eq. 175)."""
     result = np.zeros((6, 6))
