@@ -7,6 +7,7 @@ killed leaves no half bag under the final name.
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -35,6 +36,8 @@ from vmloc_ros.geometry import Array
 from vmloc_ros.types import EncodedImage, Event, EventKind, StaticTransform, Status
 
 QUEUE = 100
+CARD = "vmloc_card"
+"""Key of the recording's card in the metadata's custom data."""
 _FOREVER = QosTime(9223372036, 854775807)
 
 
@@ -130,6 +133,12 @@ class BagWriter:
     ) -> None:
         self._writer = None
         self._stack.__exit__(kind, error, trace)
+
+    def set_card(self, card: Mapping[str, object]) -> None:
+        """What a map's user must know (origin, axes, licence), kept in the bag's metadata."""
+        if self._writer is None:
+            raise BagError(f"{self.path}: is not open for writing")
+        self._writer.set_custom_data(CARD, json.dumps(card))
 
     # ---------------------------------------------------------------------------------------------------- in general
 

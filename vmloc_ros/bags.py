@@ -7,6 +7,7 @@ does not matter, and `<topic>/compressed` stands in for an image topic that is n
 from __future__ import annotations
 
 import heapq
+import json
 import struct
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ from rosbags.rosbag2 import Reader
 from rosbags.serde import SerdeError
 
 from vmloc_ros.bag_messages import STATUS_TYPE
-from vmloc_ros.bag_writer import BagWriter, one_line, role_topics, typestore
+from vmloc_ros.bag_writer import CARD, BagWriter, one_line, role_topics, typestore
 from vmloc_ros.config import TopicNames
 from vmloc_ros.errors import BagError, DatasetError, MessageError
 from vmloc_ros.messages import event_from_message, stamp_ns, static_transforms
@@ -109,6 +110,7 @@ class BagReader:
             self.message_count = sum(topic.count for topic in self.topics)
             self.start_ns = reader.start_time if self.message_count else 0
             self.end_ns = reader.end_time - 1 if self.message_count else 0
+            self.custom_data: dict[str, str] = dict(reader.storage.metadata.custom or {})
         self._roles = self._find_roles(role_topics(topics or TopicNames()))
 
     @contextmanager
@@ -365,5 +367,10 @@ class BagRecording:
             raise DatasetError(str(error)) from error
 
     def card(self) -> dict[str, object]:
-        """A bag says nothing about its map."""
-        return {"dataset": "bag", "bag": self.name, "gravity_aligned": None, "licence": "the recorder's"}
+        """The card that `vmloc convert` left in the bag; other bags say nothing about their map."""
+        unknown: dict[str, object] = {"dataset": "bag", "gravity_aligned": None, "licence": "the recorder's"}
+        try:
+            stored = json.loads(self.reader.custom_data.get(CARD, "{}"))
+        except ValueError as error:
+            raise BagError(f"{self.reader.path}: the card in its metadata is not JSON ({error})") from error
+        return {**(stored or unknown), "bag": self.name}

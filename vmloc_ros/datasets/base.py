@@ -24,7 +24,11 @@ class Recording(Protocol):
     """
 
     name: str
-    skipped: dict[str, int]
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """By reason, which names the first (a plain attribute will do)."""
+        ...
 
     def static_transforms(self) -> list[StaticTransform]:
         """The mountings; the tree's root is `base_link`."""

@@ -7,6 +7,7 @@ optical centre. The map is the dataset's own, which gravity is not aligned with.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -92,19 +93,27 @@ class SevenScenesRecording:
         folder: the sequence, such as `redkitchen/seq-01`.
         frames: which indices to take, such as "0-149,200-349"; "" for all. A gap in them is a gap in the odometry.
         odometry: "rgbd" or "none".
+        start_s, duration_s: what part to read, in seconds from the first of those frames.
 
     Raises:
         DatasetError: no such folder, or no frame in it (or in the chosen part).
     """
 
-    def __init__(self, folder: Path, frames: str = "", odometry: str = "rgbd") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        frames: str = "",
+        odometry: str = "rgbd",
+        start_s: float = 0.0,
+        duration_s: float | None = None,
+    ) -> None:
         self.folder = Path(folder)
         if odometry not in ODOMETRIES:
             raise DatasetError(f"odometry {odometry!r} is not one of {', '.join(ODOMETRIES)} (7-Scenes)")
         self.odometry = odometry
         self.name = f"{self.folder.resolve().parent.name}/{self.folder.resolve().name}"
         self._skips = Skips(str(self.folder))
-        self._frames = self._list(parse_frames(frames))
+        self._frames = self._list(parse_frames(frames), start_s, duration_s)
         self._poses = self._read_poses()
         self.intrinsics = self._read_intrinsics()
         self._skips.keep()
@@ -175,7 +184,7 @@ class SevenScenesRecording:
 
     # ------------------------------------------------------------------------------------------------- construction
 
-    def _list(self, ranges: list[tuple[int, int]]) -> dict[int, _Files]:
+    def _list(self, ranges: list[tuple[int, int]], start_s: float, duration_s: float | None) -> dict[int, _Files]:
         if not self.folder.is_dir():
             raise DatasetError(f"{self.folder}: is not a folder; give one sequence, such as redkitchen/seq-01")
         frames: dict[int, _Files] = {}
@@ -190,6 +199,11 @@ class SevenScenesRecording:
             frames = {i: f for i, f in frames.items() if any(first <= i <= last for first, last in ranges)}
             if not frames:
                 raise DatasetError(f"{self.folder}: none of the chosen frames is among its {everything}")
+        begin = min(frames) + start_s * FRAMES_PER_S
+        end = begin + (math.inf if duration_s is None else duration_s * FRAMES_PER_S)
+        frames = {i: f for i, f in frames.items() if begin <= i <= end}
+        if not frames:
+            raise DatasetError(f"{self.folder}: no frame between {start_s} s and {start_s} s + {duration_s} s")
         for index, files in sorted(frames.items()):
             for part in ("color", "depth", "pose"):
                 if getattr(files, part) is None:
