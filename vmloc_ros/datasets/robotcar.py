@@ -10,9 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,26 +23,24 @@ from vmloc_ros.datasets.robotcar_files import (
     load_ins,
     load_vo,
     read_camera_model,
-    read_distortion_lut,
     read_extrinsics,
     read_ins_csv,
     read_timestamps,
     read_vo_csv,
 )
+from vmloc_ros.datasets.robotcar_sensors import (
+    camera_info,
+    read_bayer_png,
+    read_distortion_lut,
+    read_lidar,
+    undistort,
+)
+from vmloc_ros.datasets.skips import Skips
 from vmloc_ros.errors import DatasetError
 from vmloc_ros.geometry import Array, inverse
 from vmloc_ros.images import decode_image
 from vmloc_ros.trajectory import NANOSECONDS, Trajectory
-from vmloc_ros.types import (
-    CameraInfo,
-    Event,
-    EventKind,
-    OdometrySample,
-    PointField,
-    RawCloud,
-    RawImage,
-    StaticTransform,
-)
+from vmloc_ros.types import Event, EventKind, OdometrySample, PointField, RawCloud, RawImage, StaticTransform
 
 __all__ = ["LIDARS", "RobotCarRecording", "read_ins_csv", "read_vo_csv"]
 
@@ -64,7 +60,6 @@ MODELS = {
 }
 """Which model the publishers' kit takes for which image folder."""
 
-PNG_END = b"IEND\xaeB`\x82"
 FLOAT32_FIELDS = tuple(PointField(name, 4 * k, 7, 1) for k, name in enumerate(("x", "y", "z", "intensity")))
 
 
@@ -109,37 +104,34 @@ class RobotCarRecording:
             raise DatasetError(f"{self.folder}: is not a folder; give one RobotCar traversal")
         if camera not in MODELS:
             raise DatasetError(f"camera {camera!r} is not one of {', '.join(MODELS)}")
-        self._keys: dict[str, str] = {}
-        self._later: dict[str, int] | None = None
-        self.skipped: dict[str, int] = {}
+        self._skips = Skips(str(self.folder))
         self._extrinsics = self._find("extrinsics", extrinsics)
         self._models = self._find("models", models)
         self.lidar = self._choose_lidar(lidar)
-        self._T_vehicle_ins = self._read_extrinsics("ins")
-        self._images = self._list_images()
-        self._clouds = [] if self.lidar == "none" else _stamped(self.folder / self.lidar, ".bin")
+        self._T_base_stereo = base_from_stereo(self._read_extrinsics("ins"))
+        self._transforms: list[StaticTransform] = []
+        self._images = self._list_files(self.camera, ".png", self.camera.split("/")[0])
+        self._model, self._lut = self._load_model()
+        self._clouds = self._list_clouds()
         self._odometry = self._load_odometry()
-        self._model, self._lut = self._load_model() if self._images else (None, None)
+        self._truth = self._load_truth()
         self._cut(start_s, duration_s)
-        self._static_skipped = dict(self.skipped)
+        self._skips.keep()
 
     # ------------------------------------------------------------------------------------------------- the protocol
 
+    @property
+    def skipped(self) -> dict[str, int]:
+        """What was left out so far, by reason."""
+        return self._skips.by_reason()
+
     def static_transforms(self) -> list[StaticTransform]:
         """Mountings of the camera (optical axes) and the lidar, where they are used."""
-        T_base_vehicle = base_from_stereo(self._T_vehicle_ins) @ AXES  # vehicle axes still forward, right, down
-        transforms = []
-        if self._model is not None:
-            T_camera_vehicle = self._read_extrinsics(self.camera.split("/")[0])
-            T = T_base_vehicle @ inverse(T_camera_vehicle) @ self._model.T_camera_optical
-            transforms.append(StaticTransform(BASE, CAMERA, T))
-        if self.lidar != "none":
-            transforms.append(StaticTransform(BASE, LIDAR, T_base_vehicle @ self._read_extrinsics(self.lidar) @ AXES))
-        return transforms
+        return list(self._transforms)
 
     def events(self) -> Iterator[Event]:
         """Odometry, clouds, camera_info and images, sorted by stamp; files are read when their turn comes."""
-        self.skipped = dict(self._static_skipped)
+        self._skips.restart()
         queue: list[tuple[int, int, int]] = [(stamp, 0, k) for k, stamp in enumerate(self._odometry.stamps_ns.tolist())]
         queue += [(stamp, 1, k) for k, (stamp, _) in enumerate(self._clouds)]
         queue += [(stamp, 2, k) for k, (stamp, _) in enumerate(self._images)]
@@ -157,10 +149,9 @@ class RobotCarRecording:
         Raises:
             DatasetError: no `gps/ins.csv`, or nothing sound in it.
         """
-        trajectory, dropped = load_ins(self.folder / "gps" / "ins.csv", self.origin_utm)
-        for reason, count in dropped.items():
-            self.skipped[reason] = self._static_skipped[reason] = count
-        return trajectory
+        if isinstance(self._truth, DatasetError):
+            raise self._truth
+        return self._truth
 
     def card(self) -> dict[str, object]:
         """Origin, axes, and whether the images are undistorted."""
@@ -179,14 +170,6 @@ class RobotCarRecording:
         }
 
     # ------------------------------------------------------------------------------------------------- construction
-
-    def _skip(self, reason: str, first: str, count: int = 1) -> None:
-        """Counts what is left out; the first of a reason is named and logged."""
-        if reason not in self._keys:
-            self._keys[reason] = f"{reason} (first: {first})"
-            log.warning("%s: %s: %s; more are only counted", self.folder, reason, first)
-        key = self._keys[reason]
-        self.skipped[key] = self.skipped.get(key, 0) + count
 
     def _find(self, kind: str, given: Path | None) -> Path | None:
         """The folder `extrinsics` or `models`: as given, or near the traversal."""
@@ -218,46 +201,69 @@ class RobotCarRecording:
             raise DatasetError(f"{self.folder / lidar}: no such folder; this traversal has no {lidar}")
         return lidar
 
-    def _list_images(self) -> list[tuple[int, Path]]:
-        """What is both promised (by the timestamps, where they are there) and there."""
-        found = _stamped(self.folder / self.camera, ".png")
-        stamps_file = self.folder / (self.camera.split("/")[0] + ".timestamps")
+    def _list_files(self, sensor: str, ending: str, stamps_name: str) -> list[tuple[int, Path]]:
+        """The files that are there; those that the sensor's timestamps promise besides are counted as missing."""
+        found = _stamped(self.folder / sensor, ending)
+        stamps_file = self.folder / f"{stamps_name}.timestamps"
         if not stamps_file.is_file():
-            if found:
-                self._skip("timestamps missing; images are dated by their names", stamps_file.name)
+            return found  # the names are the stamps
+        try:
+            promised = read_timestamps(stamps_file)
+        except DatasetError as error:
+            self._skips.add("timestamps unusable; files are dated by their names", str(error))
             return found
-        promised = read_timestamps(stamps_file)
         missing = np.setdiff1d(promised, [stamp for stamp, _ in found])
         if len(missing):
-            name = f"{self.camera}/{int(missing[0]) // MICROSECOND_NS}.png"
-            self._skip("images missing", name, len(missing))
+            name = f"{sensor}/{int(missing[0]) // MICROSECOND_NS}{ending}"
+            self._skips.add(f"{sensor} files missing", name, len(missing))
         return found
+
+    def _list_clouds(self) -> list[tuple[int, Path]]:
+        if self.lidar == "none":
+            return []
+        T_base_vehicle = self._T_base_stereo @ AXES  # vehicle axes still forward, right, down
+        T_base_lidar = T_base_vehicle @ self._read_extrinsics(self.lidar) @ AXES
+        self._transforms.append(StaticTransform(BASE, LIDAR, T_base_lidar))
+        return self._list_files(self.lidar, ".bin", self.lidar)
 
     def _load_odometry(self) -> Trajectory:
         path = self.folder / "vo" / "vo.csv"
-        empty = Trajectory(np.empty(0, dtype=np.int64), np.empty((0, 4, 4)))
-        if not path.is_file():
-            self._skip("odometry missing", "vo/vo.csv")
-            return empty
         try:
+            if not path.is_file():
+                raise DatasetError(f"{path}: no such file")
             stereo, counts = load_vo(path)
         except DatasetError as error:
-            self._skip("odometry unusable", str(error))
-            return empty
-        self.skipped.update(counts)
-        T_base_stereo = base_from_stereo(self._T_vehicle_ins)
-        return stereo.transformed(T_base_stereo, inverse(T_base_stereo))
+            self._skips.add("odometry missing or unusable", str(error))
+            return Trajectory(np.empty(0, dtype=np.int64), np.empty((0, 4, 4)))
+        for reason, count in counts.items():
+            self._skips.add(reason, "vo/vo.csv", count)
+        return stereo.transformed(self._T_base_stereo, inverse(self._T_base_stereo))
+
+    def _load_truth(self) -> Trajectory | DatasetError:
+        try:
+            trajectory, dropped = load_ins(self.folder / "gps" / "ins.csv", self.origin_utm)
+        except DatasetError as error:
+            return error  # whoever asks for the truth is told
+        for reason, count in dropped.items():
+            self._skips.add(reason, "gps/ins.csv", count)
+        return trajectory
 
     def _load_model(self) -> tuple[CameraModel | None, NDArray[np.float32] | None]:
+        """The camera's model and lookup table; its mounting goes into the transforms."""
         name = MODELS[self.camera]
+        if not self._images:
+            return None, None
         try:
             if self._models is None:
                 raise DatasetError(f"{self.folder}: no models/{name}.txt here or above; give the folder of models")
             model = read_camera_model(self._models / f"{name}.txt")
+            T_camera_vehicle = self._read_extrinsics(self.camera.split("/")[0])
         except DatasetError as error:
-            self._skip("images without a camera model", str(error), len(self._images))
+            self._skips.add("images without calibration", str(error), len(self._images))
             self._images = []
             return None, None
+        T_base_camera = self._T_base_stereo @ AXES @ inverse(T_camera_vehicle) @ model.T_camera_optical
+        self._transforms.append(StaticTransform(BASE, CAMERA, T_base_camera))
         try:
             return model, read_distortion_lut(self._models / f"{name}_distortion_lut.bin")
         except DatasetError as error:
@@ -269,7 +275,9 @@ class RobotCarRecording:
         firsts = [items[0][0] for items in (self._images, self._clouds) if items]
         firsts += self._odometry.stamps_ns[:1].tolist()
         if not firsts:
-            raise DatasetError(f"{self.folder}: no image, no cloud and no odometry that can be used")
+            raise DatasetError(
+                f"{self.folder}: no image, no cloud and no odometry that can be used ({', '.join(self.skipped)})"
+            )
         begin = min(firsts) + round(start_s * NANOSECONDS)
         end = np.iinfo(np.int64).max if duration_s is None else begin + round(duration_s * NANOSECONDS)
         self._images = [item for item in self._images if begin <= item[0] <= end]
@@ -280,7 +288,7 @@ class RobotCarRecording:
             poses = inverse(poses[0]) @ poses
         self._odometry = Trajectory(self._odometry.stamps_ns[kept], poses)
         if not (self._images or self._clouds or len(poses)):
-            raise DatasetError(f"{self.folder}: nothing between {start_s} s and {start_s} s + {duration_s} s")
+            raise DatasetError(f"{self.folder}: nothing at start {start_s} s, duration {duration_s} s")
 
     # --------------------------------------------------------------------------------------------------- the payloads
 
@@ -293,7 +301,7 @@ class RobotCarRecording:
         try:
             points = read_lidar(path, self.lidar)
         except DatasetError as error:
-            self._skip("clouds unusable", str(error))
+            self._skips.add("clouds unusable", str(error))
             return
         points[:, 1:3] *= -1.0  # to y left, z up: what the lidar frame of a ROS robot has
         count = len(points)
@@ -306,17 +314,19 @@ class RobotCarRecording:
         try:
             bayer = read_bayer_png(path)
             height, width = bayer.shape
+            if height % 2 or width % 2:
+                raise DatasetError(f"{path}: {width}x{height} pixels are no whole Bayer cells")
             if self._lut is not None and self._lut.shape[1] != height * width:
                 raise DatasetError(f"{path}: {width}x{height} pixels do not fit the table of {self._lut.shape[1]}")
         except DatasetError as error:
-            self._skip("images unusable", str(error))
+            self._skips.add("images unusable", str(error))
             return
         encoding = "bayer_gbrg8" if self.camera.startswith("stereo") else "bayer_rggb8"
         image = RawImage(stamp_ns, CAMERA, height, width, encoding, width, False, bayer.tobytes())
         if self._lut is not None:
             rgb = undistort(decode_image(image), self._lut)
             image = RawImage(stamp_ns, CAMERA, height, width, "rgb8", 3 * width, False, rgb.tobytes())
-        info = _camera_info(stamp_ns, width, height, self._model)
+        info = camera_info(stamp_ns, CAMERA, width, height, self._model)
         yield Event(EventKind.CAMERA_INFO, stamp_ns, info)
         yield Event(EventKind.IMAGE, stamp_ns, image)
 
@@ -326,63 +336,3 @@ def _stamped(folder: Path, ending: str) -> list[tuple[int, Path]]:
     name = re.compile(r"\d+" + re.escape(ending))
     files = [path for path in folder.iterdir() if name.fullmatch(path.name)] if folder.is_dir() else []
     return sorted((int(path.stem) * MICROSECOND_NS, path) for path in files)
-
-
-def _camera_info(stamp_ns: int, width: int, height: int, model: CameraModel) -> CameraInfo:
-    K = np.array([[model.fx, 0.0, model.cx], [0.0, model.fy, model.cy], [0.0, 0.0, 1.0]])
-    P = np.column_stack([K, np.zeros(3)])
-    return CameraInfo(stamp_ns, CAMERA, height, width, "plumb_bob", (0.0,) * 5, K, np.eye(3), P)
-
-
-def read_bayer_png(path: Path) -> NDArray[np.uint8]:
-    """A raw image (height, width) of 8-bit Bayer samples.
-
-    Raises:
-        DatasetError: missing, empty, truncated, not a PNG, or not 8-bit grey.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error})") from error
-    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise DatasetError(f"{path}: is not a PNG ({len(content)} bytes)")
-    if not content.endswith(PNG_END):
-        raise DatasetError(f"{path}: is truncated ({len(content)} bytes without a PNG's end)")
-    image: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None or image.ndim != 2 or image.dtype != np.uint8:
-        raise DatasetError(f"{path}: is not one channel of 8 bits, as the dataset's raw Bayer images are")
-    return image
-
-
-def undistort(rgb: NDArray[np.uint8], lut: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The ideal image: every pixel is sampled (linearly, black outside) where the lookup table (2, pixels) says."""
-    height, width = rgb.shape[:2]
-    columns, rows = lut.reshape(2, height, width)
-    return np.asarray(cv2.remap(rgb, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT), dtype=np.uint8)
-
-
-def read_lidar(path: Path, lidar: str) -> NDArray[np.float32]:
-    """A lidar file as (N, 4) float32: x, y, z in metres in the sensor's own axes (z down), and intensity.
-
-    Velodyne: float32, four rows (x, y, z, intensity). LD-MRS: float64, x y z a point, intensity 0. LMS: float64,
-    x y reflectance a point, z = 0.
-
-    Raises:
-        DatasetError: missing, empty, or of a size that holds no whole number of points.
-    """
-    velodyne = lidar.startswith("velodyne")
-    try:
-        values = np.fromfile(path, dtype="<f4" if velodyne else "<f8")
-        size = path.stat().st_size
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error})") from error
-    point_bytes = 16 if velodyne else 24
-    if size == 0 or size % point_bytes:
-        raise DatasetError(f"{path}: {size} bytes are not whole points of {point_bytes} bytes: empty or truncated")
-    if velodyne:
-        return np.ascontiguousarray(values.reshape(4, -1).T, dtype=np.float32)
-    triples = values.reshape(-1, 3)
-    points = np.zeros((len(triples), 4), dtype=np.float32)
-    points[:, :2] = triples[:, :2]
-    points[:, 2 if lidar == "ldmrs" else 3] = triples[:, 2]
-    return points

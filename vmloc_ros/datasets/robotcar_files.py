@@ -105,22 +105,6 @@ def read_camera_model(path: Path) -> CameraModel:
     return CameraModel(values[0], values[1], values[2], values[3], np.array(values[4:]).reshape(4, 4))
 
 
-def read_distortion_lut(path: Path) -> NDArray[np.float32]:
-    """A `*_distortion_lut.bin` as (2, pixels): for every pixel of the ideal image, its column and row in the raw one.
-
-    Raises:
-        DatasetError: missing, empty, or not two equal rows of float64.
-    """
-    try:
-        values = np.fromfile(path, dtype="<f8")
-        size = path.stat().st_size
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error})") from error
-    if size == 0 or size % 16:
-        raise DatasetError(f"{path}: {size} bytes are not two equal rows of float64; the file is truncated")
-    return values.reshape(2, -1).astype(np.float32)
-
-
 def read_timestamps(path: Path) -> NDArray[np.int64]:
     """Stamps in nanoseconds of a `*.timestamps` file (`microseconds chunk` a line), sorted, repeated ones once.
 
