@@ -1,8 +1,8 @@
 """SO(3) and SE(3) on plain float64 arrays.
 
 Poses are 4x4 matrices named `T_target_source`: `p_target = T_target_source @ p_source`. Tangent vectors are
-ordered (translation, rotation). Perturbations stand on the right: `T = T_hat @ exp_se3(d)`, so `d` is in the axes of the
-source (body) frame. Formulas: J. Sola, J. Deray, D. Atchuthan, "A micro Lie theory for state estimation in
+ordered (translation, rotation). Perturbations stand on the right: `T = T_hat @ exp_se3(d)`, so `d` is in the axes of
+the source (body) frame. Formulas: J. Sola, J. Deray, D. Atchuthan, "A micro Lie theory for state estimation in
 robotics", arXiv:1812.01537 (equation numbers below are that paper's).
 """
 
