@@ -190,6 +190,43 @@ def town(
 
 
 @app.command()
+def convert(
+    format: Annotated[BagFormat, typer.Argument(help="Whose layout SRC has.")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="One recording, as its publishers ship it.")],
+    bag: Annotated[Path, typer.Argument(help="Folder to write (MCAP).")],
+    odometry: Annotated[
+        str | None, typer.Option(help="vo, oxts, kiss-icp, rgbd or none; by default the format's first.")
+    ] = None,
+    lidar: Annotated[
+        str | None, typer.Option(help="RobotCar: velodyne_left, velodyne_right, ldmrs, lms_front, lms_rear or none.")
+    ] = None,
+    start: Annotated[float, typer.Option(help="Seconds to leave out at the beginning.")] = 0.0,
+    duration: Annotated[float | None, typer.Option(help="Seconds to convert.")] = None,
+    compressed: Annotated[bool, typer.Option("--compressed", help="Keep JPEG and PNG images as they are.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bag of this name.")] = False,
+    json: Json = None,
+) -> None:
+    """Turn a dataset's recording into a rosbag2.
+
+    Example: vmloc convert robotcar 2014-06-26-09-24-58/ drive/ --lidar ldmrs --start 60 --duration 120
+    """
+    from vmloc_ros.commands.convert import run_convert
+    from vmloc_ros.files import write_json
+
+    options = {"lidar": lidar} if lidar is not None else {}
+    result = run_convert(format.value, source, bag, odometry, start, duration, compressed, overwrite, **options)
+    for note in result.notes:
+        print(f"note: {note}")
+    for reason, count in sorted(result.skipped.items()):
+        print(f"skipped {count}: {reason}")
+    counts = ", ".join(f"{topic} {count}" for topic, count in result.written.items())
+    print(f"wrote {bag}: {result.duration_s:.1f} s, {result.bytes / 1e6:.0f} MB; {counts}")
+    if json is not None:
+        write_json(json, result.as_dict())
+        print(f"wrote {json}")
+
+
+@app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="Training configuration (YAML); see models/*.yaml.")],
     data: Annotated[Path, typer.Option(metavar="SRC", help="The dataset's folder as its publishers ship it.")],

@@ -386,13 +386,16 @@ class Pipeline:
     def finish(self) -> Outputs:
         """The data has ended: processes what still waits and gives every measurement its final verdict.
 
-        Only when no worker runs any more.
+        The last status carries the final totals. Only when no worker runs any more.
         """
         with self._lock:
             self._release(self._source.ready(everything=True), everything=True)
         outputs = self.drain()
         with self._lock:
             self._fusion.flush()
+            now_ns = self._source.clock.now_ns
+            if now_ns is not None:
+                outputs.statuses.append(self._idle_status(now_ns, "the data has ended"))
         return outputs
 
     def drain(self) -> Outputs:

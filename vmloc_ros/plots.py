@@ -151,7 +151,7 @@ def draw_trajectories(axes: Axes, run: RunFiles, legend_below: bool = False) -> 
     handles += _outage_handles(run)
     where: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
     if legend_below:
-        where = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 3}
+        where = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 3, "columnspacing": 1.2}
     axes.legend(handles=handles, fontsize=8.5, handlelength=1.8, scatterpoints=3, markerscale=1.3, **where)
 
 
@@ -375,7 +375,7 @@ def plot_overview(
         depth_title: what the depth image shows.
     """
     run = read_run(folder)
-    with _figure(out, (11.6, 5.2)) as figure:
+    with _figure(out, (10.2, 5.2)) as figure:
         left, right = cast(Any, figure.subfigures(1, 2, width_ratios=(1.0, 1.6)))
         camera, lidar = left.subplots(2, 1)
         camera.imshow(rgb)

@@ -55,12 +55,12 @@ class DemoPlan:
 
     seed: int = 1
     traversal: int = 9
-    laps: float = 1.0
+    laps: float = 1.5
     worse_drift: bool = False
     outages: tuple[Outage, ...] = (
         Outage(12.0, 22.0, "rgb"),
         Outage(28.0, 38.0, "depth"),
-        Outage(44.0, 49.0, "rgb+depth"),
+        Outage(46.0, 51.0, "rgb+depth"),
     )
     town: dict[str, Any] = field(default_factory=dict)
 
@@ -95,7 +95,7 @@ def run_demo(
         write_drive(out, plan, steps.console.is_terminal)
     with steps.step("its sensor data as a bag", live=True):
         convert_drive(out, steps.console.is_terminal)
-    with steps.step("the node, a recorder and a player, as processes on a ROS graph of their own", live=True):
+    with steps.step("node, recorder and player, separate processes on a ROS graph", live=True):
         published = run_graph(out, model, plan, steps)
     with steps.step("report and figures"):
         log = read_log(out, model, plan, published)
@@ -206,8 +206,8 @@ def run_graph(out: Path, model: Path, plan: DemoPlan, steps: Steps) -> dict[str,
         processes.start("node", ["node", "--params", str(out / PARAMS)])
         processes.start("recorder", ["record", str(out / OUTPUTS), *_repeated("--topics", TOPICS)])
         processes.start("watch", ["watch", "--json-lines"])
-        processes.wait_for("recorder", lambda child: "recording" in child.text(), "was ready to record", STARTED_S)
-        processes.wait_for("node", lambda child: "active;" in child.text(), "was active", ACTIVE_S)
+        processes.wait_for("recorder", lambda child: "recording" in child.text(), "ready", STARTED_S)
+        processes.wait_for("node", lambda child: "active;" in child.text(), "active", ACTIVE_S)
         _play(out, plan, config.topics, processes, steps)
         time.sleep(SETTLE_S)  # the last frames are still being localized
         processes.stop("node")

@@ -113,7 +113,7 @@ class Processes:
             self.check(*[other for other, item in self.children.items() if item.process.returncode is None])
             self.check(name)
             if time.monotonic() > deadline:
-                raise ProcessError(f"the {name} {what} not within {timeout_s:.0f} s", child.last_lines())
+                raise ProcessError(f"the {name} was not {what} within {timeout_s:.0f} s", child.last_lines())
             time.sleep(POLL_S)
 
     def stop(self, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -13,30 +14,35 @@ MISSING = {"rgb": "no camera", "depth": "no depth", "rgb+depth": "neither"}
 def print_report(report: Report, console: Console | None = None) -> None:
     """Errors of the whole run and inside the outages, and what became of the frames."""
     console = console or Console()
-    table = Table("", "poses", "mean", "median", "p95", "max", title="errors against the truth", title_justify="left")
+    table = Table("", "n", "mean", "median", "p95", "max", "rotation", box=SIMPLE_HEAD, title_justify="left")
+    table.title = "error against the truth: position (m), and mean rotation (deg)"
+    for column in table.columns[1:]:
+        column.justify = "right"
     rows = (
         ("network, frame by frame", report.network),
         ("nearest training image", report.retrieval),
         ("odometry alone", report.odometry),
         ("fused", report.fused),
-        ("fused, live at every odometry", report.fused_live),
+        ("fused, live", report.fused_live),
     )
     for name, errors in rows:
         if errors is not None:
-            table.add_row(name, str(errors.n), *_cells(errors), style="bold" if name == "fused" else "")
-    if any(errors is not None for _, errors in rows):
-        for outage in report.outages:
-            span = f"{outage.from_s:.0f}-{outage.to_s:.0f} s, {MISSING.get(outage.missing, outage.missing)}"
-            for name, errors in (("odometry", outage.odometry), ("fused", outage.fused)):
-                if errors is not None:
-                    table.add_row(f"{span}: {name}", str(errors.n), *_cells(errors))
+            table.add_row(name, *_cells(errors), style="bold" if name == "fused" else "")
+    for outage in report.outages:
+        span = f"{outage.from_s:.0f}-{outage.to_s:.0f} s, {MISSING.get(outage.missing, outage.missing)}"
+        if outage.fused is not None and outage.odometry is not None:
+            table.add_section()
+            table.add_row(f"{span}: odometry", *_cells(outage.odometry))
+            table.add_row(f"{' ' * len(span)}  fused", *_cells(outage.fused), style="bold")
+    if table.row_count:
         console.print(table)
-    console.print(frames_line(report))
+    console.print(frames_line(report), soft_wrap=True, highlight=False)
 
 
 def _cells(errors: ErrorSummary) -> list[str]:
-    position, rotation = errors.position_m, errors.rotation_deg
-    return [f"{getattr(position, w):.2f} m {getattr(rotation, w):.1f} deg" for w in ("mean", "median", "p95", "max")]
+    position = errors.position_m
+    metres = [f"{value:.2f}" for value in (position.mean, position.median, position.p95, position.max)]
+    return [str(errors.n), *metres, f"{errors.rotation_deg.mean:.2f}"]
 
 
 def frames_line(report: Report) -> str:
