@@ -128,8 +128,8 @@ def _lifecycle(snapshot: Snapshot) -> Part:
     return part
 
 
-def _flow(part: Part, snapshot: Snapshot, kind: EventKind, prefix: str = "") -> None:
-    """Values and level of one input."""
+def _flow(part: Part, snapshot: Snapshot, kind: EventKind, prefix: str = "", missing: Level = Level.STALE) -> None:
+    """Values and level of one input; `missing` is the level when nothing comes."""
     flow, topic = snapshot.flows[kind], snapshot.topics.get(kind, kind.value)
     part.values[f"{prefix}topic"] = topic
     part.values[f"{prefix}received"] = str(flow.count)
@@ -141,9 +141,9 @@ def _flow(part: Part, snapshot: Snapshot, kind: EventKind, prefix: str = "") -> 
     if flow.silent_s is None:
         publishers = snapshot.publishers.get(kind, 0)
         why = f"has {publishers} publisher(s); check QoS and network" if publishers else "has no publisher; remap it"
-        part.raise_to(Level.STALE, f"nothing has come on {topic}, which {why}")
+        part.raise_to(missing, f"nothing has come on {topic}, which {why}")
     elif flow.silent_s > max(SILENT_S, 5.0 / flow.sent_hz if flow.sent_hz else 0.0):
-        part.raise_to(Level.STALE, f"{topic} has been silent for {flow.silent_s:.1f} s")
+        part.raise_to(missing, f"{topic} has been silent for {flow.silent_s:.1f} s")
     elif flow.delivered is not None and flow.delivered < LOST_SHARE:
         part.raise_to(Level.WARN, f"only {100.0 * flow.delivered:.0f} % of the messages on {topic} arrive: {CURE}")
 
@@ -156,7 +156,13 @@ def _rejections(part: Part, snapshot: Snapshot, recent: Mapping[str, int], prefi
             continue
         part.values[name] = str(count)
         if recent.get(name, 0) > 0:
-            part.raise_to(Level.WARN, snapshot.problems.get(what, f"{recent[name]} x {what}"))
+            part.raise_to(Level.WARN, _problem(snapshot.problems, what) or f"{recent[name]} x {what}")
+
+
+def _problem(problems: Mapping[str, str], what: str) -> str:
+    """The words for a counter: of its own name, or of the part that its name begins with."""
+    named = (text for part, text in problems.items() if what == part or what.startswith(f"{part}_"))
+    return problems.get(what) or next(named, "")
 
 
 def _camera(snapshot: Snapshot, config: LocalizerConfig, recent: Mapping[str, int]) -> Part:
@@ -165,7 +171,7 @@ def _camera(snapshot: Snapshot, config: LocalizerConfig, recent: Mapping[str, in
         part.message = "not used (input.use_image is off)"
     else:
         _flow(part, snapshot, EventKind.IMAGE)
-        _flow(part, snapshot, EventKind.CAMERA_INFO, "camera_info.")
+        _flow(part, snapshot, EventKind.CAMERA_INFO, "camera_info.", Level.WARN)
     _rejections(part, snapshot, recent, ("image", "camera_info"))
     return part
 

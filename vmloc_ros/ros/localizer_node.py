@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 TICK_S = 0.1
 DIAGNOSTICS_S = 1.0
 LOG_EVERY_S = 5.0
+FLUSH_S = 0.5
 
 Load = Callable[[Path, ModelConfig], "Localizer"]
 
@@ -196,6 +197,7 @@ class LocalizerNode(LifecycleNode):
         self._worker.stop()
         self._outputs.publish(self._pipeline.finish())
         self._outputs.publish_path()
+        self._outputs.flush(FLUSH_S)
         counters = {name: count for name, count in self._pipeline.counters().items() if count}
         self.get_logger().info("inactive; " + ", ".join(f"{name}: {count}" for name, count in counters.items()))
         self._worker = None

@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from nav_msgs.msg import Path
+from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
@@ -77,6 +78,10 @@ class Publishers:
                     self._publish_depth(frame)
                 for status in outputs.statuses:
                     self._publish_status(status)
+
+    def flush(self, seconds: float) -> None:
+        """Waits until the reliable subscribers have what was published; before the publishers go."""
+        self._status.wait_for_all_acked(Duration(nanoseconds=round(seconds * 1e9)))
 
     def clear(self) -> None:
         """Forgets path and stamps after a reset: the data's clock may have started over."""

@@ -28,12 +28,14 @@ def exit_with_parent() -> None:
 class StopRequest:
     """While the block runs, SIGINT and SIGTERM only set a flag (a second one too: launch and the terminal both send).
 
+    After a signal they stay ignored: the process is about to end, and a second one must not spoil its exit status.
     rclpy's own handlers would close the DDS context at once, and nothing could be published or written any more. In a
     thread other than the main one signals cannot be caught; then only `set` stops.
     """
 
     def __init__(self) -> None:
         self._stop = False  # not an Event: its lock could be held by the very thread that the handler interrupts
+        self._signalled = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -47,11 +49,11 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self._signalled else handler)
         self._previous.clear()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._stop = True
+        self._stop = self._signalled = True
 
     def set(self) -> None:
         """Asks to stop, as a signal would."""

@@ -1,0 +1,55 @@
+"""The real node with a scripted network in place of a trained one: `scripted_node.py PARAMETERS [ROS arguments]`.
+
+The model's path says how the network behaves: `scripted`; `slow` (takes 0.3 s per frame); `failing` (raises once);
+`missing` (cannot be loaded).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from worlds import ScriptedLocalizer
+
+from vmloc_ros.config import ModelConfig
+from vmloc_ros.errors import CheckpointError, VmlocError
+from vmloc_ros.ros.node import run_node
+from vmloc_ros.types import Frame, FusedState, NoPose, PoseEstimate
+
+if TYPE_CHECKING:
+    from vmloc_ros.localizer import Localizer
+
+
+@dataclass
+class SlowLocalizer(ScriptedLocalizer):
+    def localize(self, frame: Frame, prior: FusedState | None = None) -> PoseEstimate | NoPose:
+        time.sleep(0.3)
+        return super().localize(frame, prior)
+
+
+@dataclass
+class FailingLocalizer(ScriptedLocalizer):
+    def localize(self, frame: Frame, prior: FusedState | None = None) -> PoseEstimate | NoPose:
+        if len(self.seen) == 5:
+            self.seen.append(frame)
+            raise RuntimeError("the sixth frame is unlucky")
+        return super().localize(frame, prior)
+
+
+def load(path: Path, config: ModelConfig) -> Localizer:
+    kinds = {"scripted": ScriptedLocalizer, "slow": SlowLocalizer, "failing": FailingLocalizer}
+    if path.name not in kinds:
+        raise CheckpointError(f"{path}/model.safetensors: is missing")
+    fallback = "cuda:0 was asked for, but there is none: running on the CPU" if config.device == "cuda:0" else ""
+    return kinds[path.name](fallback=fallback)  # type: ignore[return-value]
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(run_node(Path(sys.argv[1]), sys.argv[2:], load))
+    except VmlocError as error:
+        print(f"vmloc: {error}", file=sys.stderr)
+        sys.exit(1)
