@@ -261,3 +261,5 @@ def test_bad_requests_are_refused_before_anything_is_written(tmp_path: Path) -> 
         run_town(tmp_path / "new", ring=3, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     assert (full / "thesis.tex").read_text() == "years of work"
+    with pytest.raises(DatasetError, match="cannot be written"):
+        run_town(full / "thesis.tex" / "town", laps=LAPS, workers=1, progress=False)

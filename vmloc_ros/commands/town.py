@@ -40,11 +40,13 @@ def run_town(
 
     Args:
         drift: errors of the visual odometry (`town_drive.LOOP_DRIFT` is as bad as RobotCar's LOOP).
-        workers: processes; by default one per core, at most eight. The result does not depend on it.
+        workers: processes; by default one per core, at most eight. The result does not depend on it. They are
+            spawned, so a script that calls this needs its `if __name__ == "__main__":`.
         options: further fields of `TownConfig`.
 
     Raises:
-        DatasetError: `out` exists and is not an earlier town. ConfigError: an option is out of its range.
+        DatasetError: `out` exists and is not an earlier town, or cannot be written.
+        ConfigError: an option is unknown or out of its range.
     """
     out = Path(out)
     if out.exists() and not (out / "town.yaml").is_file() and (not out.is_dir() or any(out.iterdir())):
@@ -53,16 +55,19 @@ def run_town(
     config = parse(TownConfig, {**values, **options}, "town")
     workers = min(8, len(os.sched_getaffinity(0))) if workers is None else workers
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with whole_folder(out) as folder, Progress(*columns, disable=not progress) as bar:
-        task = bar.add_task("town", total=None)
-        files = 0
+    try:
+        with whole_folder(out) as folder, Progress(*columns, disable=not progress) as bar:
+            task = bar.add_task("town", total=None)
+            files = 0
 
-        def done(so_far: int, total: int) -> None:
-            nonlocal files
-            files = total
-            bar.update(task, completed=so_far, total=total)
+            def done(so_far: int, total: int) -> None:
+                nonlocal files
+                files = total
+                bar.update(task, completed=so_far, total=total)
 
-        scene = write_town(folder, config, workers, done)
-        write_yaml(folder / "town.yaml", config.model_dump())
+            scene = write_town(folder, config, workers, done)
+            write_yaml(folder / "town.yaml", config.model_dump())
+    except OSError as error:
+        raise DatasetError(f"{out}: cannot be written ({error})") from error
     paths = [out / traversal_name(number) for number in drive_numbers(config)]
     return TownResult(out, paths, scene.facades, files)
