@@ -1,0 +1,308 @@
+"""`vmloc bench`: how fast the parts are, each beside a reference that is timed in the same run on the same data.
+
+Absolute times depend on the machine; the ratios hardly do.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from vmloc_ros import files
+from vmloc_ros.commands.bench_projection import bench_projection
+from vmloc_ros.commands.demo import packaged_model
+from vmloc_ros.config import FilterConfig, FrameNames, LocalizerConfig
+from vmloc_ros.fusion import Fusion
+from vmloc_ros.geometry import Array, adjoint, exp_se3, inverse, make_pose
+from vmloc_ros.images import decode_image
+from vmloc_ros.localizer import Localizer, load_localizer
+from vmloc_ros.pipeline import Pipeline
+from vmloc_ros.types import (
+    CameraInfo,
+    Event,
+    EventKind,
+    Frame,
+    FrameKey,
+    OdometrySample,
+    PinholeIntrinsics,
+    PointField,
+    PoseMeasurement,
+    RawCloud,
+    RawImage,
+)
+
+ODOMETRY_NS = 10_000_000
+SENSOR_NS = 100_000_000
+LATE_S = 0.2
+T_BASE_CAMERA = make_pose([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], [0.5, 0.0, 1.5])
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line: medians in milliseconds, `ratio` = reference_ms / ms (more is better)."""
+
+    part: str
+    name: str
+    ms: float
+    reference: str
+    reference_ms: float
+    ratio: float
+
+
+def run_bench(
+    model: Path | None = None, quick: bool = False, json: Path | None = None, console: Console | None = None
+) -> list[Row]:
+    """Times everything, prints a table, and returns its rows.
+
+    Args:
+        model: folder of the model to time; by default the demo's.
+        quick: a tenth of the repetitions.
+        json: where the rows are written.
+        console: where the table is printed.
+
+    Raises:
+        CheckpointError, SetupError: the model is unusable or missing.
+    """
+    console, share = console or Console(), 0.1 if quick else 1.0
+    folder = model if model is not None else packaged_model()
+    rows: list[Row] = []
+    with console.status("timing") as status:
+        for what, bench in (
+            ("projection", lambda: projection_rows(share)),
+            ("image decoding", lambda: image_rows(share)),
+            ("filter", lambda: filter_rows(share)),
+            ("network", lambda: network_rows(folder, share)),
+            ("pipeline", lambda: pipeline_rows(folder, share)),
+        ):
+            status.update(f"timing: {what}")
+            rows += bench()
+    table = Table("", "ms", "reference", "ms", "ratio", box=SIMPLE_HEAD)
+    for column in (1, 3, 4):
+        table.columns[column].justify = "right"
+    for row in rows:
+        table.add_row(row.name, f"{row.ms:.3g}", row.reference, f"{row.reference_ms:.3g}", f"{row.ratio:.2f}")
+    console.print(table)
+    if json is not None:
+        files.write_json(json, {"machine": platform.machine(), "rows": [asdict(row) for row in rows]})
+        console.print(f"wrote {json}", soft_wrap=True)
+    return rows
+
+
+def timed(
+    part: str, name: str, ours: Callable[[], object], reference: str, theirs: Callable[[], object], repeats: int
+) -> Row:
+    """Both sides alternately, so that what else the machine does hits both; the first turn only warms up."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(max(3, repeats) + 1):
+        for work, spent in zip((ours, theirs), times, strict=True):
+            start_s = time.perf_counter()
+            work()
+            if turn:
+                spent.append(1e3 * (time.perf_counter() - start_s))
+    ms, reference_ms = statistics.median(times[0]), statistics.median(times[1])
+    return Row(part, name, ms, reference, reference_ms, reference_ms / ms)
+
+
+def projection_rows(share: float) -> list[Row]:
+    """Lidar points to a depth image."""
+    rows = bench_projection(repeats=max(3, round(30 * share)))
+    return [Row("projection", row.name, row.ms, "plain numpy", row.reference_ms, row.ratio) for row in rows]
+
+
+# ------------------------------------------------------------------------------------------------------------- images
+
+
+def image_rows(share: float) -> list[Row]:
+    """Messages to RGB arrays, 1280x960."""
+    rng = np.random.default_rng(0)
+    height, width, repeats = 960, 1280, max(3, round(40 * share))
+    colour = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    mosaic = np.ascontiguousarray(colour[:, :, 0])
+    bgr = RawImage(1, "camera_optical", height, width, "bgr8", 3 * width, False, colour.tobytes())
+    rgb = RawImage(1, "camera_optical", height, width, "rgb8", 3 * width, False, colour.tobytes())
+    bayer = RawImage(1, "camera_optical", height, width, "bayer_gbrg8", width, False, mosaic.tobytes())
+    size = f"{width}x{height}"
+    return [
+        timed(
+            "image", f"rgb8 {size}", lambda: decode_image(rgb), "a copy of the array", lambda: colour.copy(), repeats
+        ),
+        timed(
+            "image",
+            f"bgr8 {size}",
+            lambda: decode_image(bgr),
+            "reversed channels in numpy",
+            lambda: np.ascontiguousarray(colour[:, :, ::-1]),
+            repeats,
+        ),
+        timed(
+            "image",
+            f"bayer_gbrg8 {size}",
+            lambda: decode_image(bayer),
+            "edge-aware demosaicing in OpenCV",
+            lambda: cv2.cvtColor(mosaic, cv2.COLOR_BayerGR2RGB_EA),
+            repeats,
+        ),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------- filter
+
+
+def filter_rows(share: float) -> list[Row]:
+    """One odometry sample through the filter; a pose on time and one that comes late."""
+    repeats = max(10, round(400 * share))
+    step = exp_se3([0.1, 0.0, 0.0, 0.0, 0.0, 0.005])
+    drive = _Drive(step)
+    covariance = [np.eye(6) * 0.01]
+
+    def plain() -> None:
+        jacobian = adjoint(inverse(step))
+        covariance[0] = jacobian @ covariance[0] @ jacobian.T + np.eye(6) * 1e-9
+
+    rows = [timed("filter", "one odometry sample", drive.advance, "its covariance alone, numpy", plain, repeats)]
+    late, on_time = _Drive(step), _Drive(step)
+    late.start_late(LATE_S)
+    name = f"10 samples and a pose {1e3 * LATE_S:.0f} ms late"
+    rows.append(
+        timed(
+            "filter",
+            name,
+            lambda: late.measure(LATE_S),
+            "with a pose on time",
+            lambda: on_time.measure(0.0),
+            repeats // 2,
+        )
+    )
+    return rows
+
+
+class _Drive:
+    """A filter that has been driving at 100 Hz, with a pose now and then."""
+
+    def __init__(self, step: Array) -> None:
+        self._step = step
+        self._fusion = Fusion(FilterConfig(), FrameNames())
+        self._poses: dict[int, Array] = {}
+        self._stamp_ns, self._pose = 1_000_000_000, np.eye(4)
+        for _ in range(40):
+            self.measure(0.0)
+
+    def advance(self) -> None:
+        """One odometry sample."""
+        self._stamp_ns += ODOMETRY_NS
+        self._pose = self._pose @ self._step
+        self._poses[self._stamp_ns] = self._pose
+        self._fusion.add_odometry(OdometrySample(self._stamp_ns, "odom", "base_link", self._pose))
+        self._fusion.state()  # what is not asked for is not computed
+
+    def start_late(self, late_s: float) -> None:
+        """Drives on without poses, so that those which come late from now on are none that it has had."""
+        for _ in range(round(late_s * 1e9) // ODOMETRY_NS):
+            self.advance()
+
+    def measure(self, late_s: float) -> None:
+        """Samples of a tenth of a second, and a pose that belongs to one `late_s` ago."""
+        for _ in range(SENSOR_NS // ODOMETRY_NS):
+            self.advance()
+        stamp_ns = self._stamp_ns - round(late_s * 1e9)
+        self._fusion.add_measurement(PoseMeasurement(stamp_ns, self._poses[stamp_ns], np.eye(6) * 0.5))
+        self._fusion.state()
+
+
+# ------------------------------------------------------------------------------------------------ network and pipeline
+
+
+def network_rows(folder: Path, share: float) -> list[Row]:
+    """One frame through the network, beside the trunks of the paper's own code (two ResNet-34 at 256x256)."""
+    import torch
+    from torchvision.models import resnet34
+
+    localizer = load_localizer(folder, LocalizerConfig().model)
+    localizer.warm_up()
+    frame, trunk = _frame(localizer), resnet34().eval()
+    image = torch.zeros(1, 3, 256, 256)
+
+    def trunks() -> None:
+        with torch.inference_mode():
+            trunk(image)
+            trunk(image)
+
+    words = "two ResNet-34 at 256x256, on the CPU"
+    name = f"network, image and depth ({localizer.card.name}, {localizer.device})"
+    return [timed("network", name, lambda: localizer.localize(frame), words, trunks, max(3, round(40 * share)))]
+
+
+def _camera(localizer: Localizer) -> PinholeIntrinsics:
+    """The camera of the model's training (another one would be refused)."""
+    camera = localizer.card.camera
+    return camera if camera is not None else PinholeIntrinsics(320, 240, 240.0, 240.0, 159.5, 119.5)
+
+
+def _frame(localizer: Localizer) -> Frame:
+    rng, camera = np.random.default_rng(0), _camera(localizer)
+    rgb = rng.integers(0, 256, (camera.height, camera.width, 3), dtype=np.uint8)
+    depth_m = rng.uniform(2.0, 60.0, (192, 256)).astype(np.float32)
+    return Frame(FrameKey(1, 1, (1,)), camera, rgb, depth_m)
+
+
+def pipeline_rows(folder: Path, share: float) -> list[Row]:
+    """Everything between a message and a pose, per image: 100 Hz odometry, 10 Hz images and clouds of 8000 points."""
+    localizer = load_localizer(folder, LocalizerConfig().model)
+    localizer.warm_up()
+    config = LocalizerConfig(input=localizer.card.input, projection=localizer.card.projection)
+    config = config.model_copy(update={"input": config.input.model_copy(update={"depth_source": "points"})})
+    pipeline = Pipeline(config, localizer)
+    pipeline.set_extrinsic("base_link", "camera_optical", T_BASE_CAMERA)
+    pipeline.set_extrinsic("base_link", "lidar", make_pose(np.eye(3), [0.5, 0.0, 1.6]))
+    times_ms = []
+    for events in _seconds(_camera(localizer), max(2, round(10 * share)), rate=10):
+        start_s = time.perf_counter()
+        for event in events:
+            pipeline.add(event)
+        pipeline.drain()
+        times_ms.append(1e3 * (time.perf_counter() - start_s))
+    ms, period_ms = statistics.median(times_ms[1:]), SENSOR_NS * 1e-6
+    return [Row("pipeline", "message to pose, per image", ms, "images at 10 Hz", period_ms, period_ms / ms)]
+
+
+def _seconds(camera: PinholeIntrinsics, seconds: int, rate: int) -> Iterator[list[Event]]:
+    """Lists of events, one for each image: its calibration, the cloud before it, and the odometry since the last."""
+    rng, stamp_ns, pose = np.random.default_rng(0), 1_000_000_000, np.eye(4)
+    step = exp_se3([0.08, 0.0, 0.0, 0.0, 0.0, 0.002])
+    K = camera.matrix()
+    for _ in range(seconds * rate):
+        events = []
+        for _ in range(SENSOR_NS // ODOMETRY_NS):
+            stamp_ns, pose = stamp_ns + ODOMETRY_NS, pose @ step
+            sample = OdometrySample(stamp_ns, "odom", "base_link", pose)
+            events.append(Event(EventKind.ODOMETRY, stamp_ns, sample))
+        image_ns = stamp_ns - ODOMETRY_NS
+        info = CameraInfo(
+            image_ns, "camera_optical", camera.height, camera.width, "plumb_bob", (0.0,) * 5, K, np.eye(3),
+            np.column_stack([K, np.zeros(3)]),
+        )  # fmt: skip
+        pixels = rng.integers(0, 256, (camera.height, camera.width, 3), dtype=np.uint8)
+        image = RawImage(
+            image_ns, "camera_optical", camera.height, camera.width, "rgb8", 3 * camera.width, False, pixels.tobytes()
+        )
+        events.insert(0, Event(EventKind.CAMERA_INFO, image_ns, info))
+        events.append(Event(EventKind.CLOUD, image_ns - 2 * ODOMETRY_NS, _cloud(rng, image_ns - 2 * ODOMETRY_NS)))
+        events.append(Event(EventKind.IMAGE, image_ns, image))
+        yield events
+
+
+def _cloud(rng: np.random.Generator, stamp_ns: int, points: int = 8000) -> RawCloud:
+    """Points in front of the vehicle."""
+    xyz = rng.uniform([3.0, -15.0, -1.5], [50.0, 15.0, 6.0], (points, 3)).astype(np.float32)
+    fields = tuple(PointField(name, 4 * index, 7, 1) for index, name in enumerate("xyz"))
+    return RawCloud(stamp_ns, "lidar", 1, points, fields, False, 12, 12 * points, xyz.tobytes())
