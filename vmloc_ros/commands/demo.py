@@ -90,11 +90,13 @@ def run_demo(
     """
     plan, steps = plan or DemoPlan(), Steps(console or Console())
     model = model if model is not None else packaged_model()
+    node_config(model)  # a model that cannot be used is said now, not after the drive
     prepare_folder(out, plan, model)
     with steps.step("a drive through the town that the model has not seen", live=True):
         write_drive(out, plan, steps.console.is_terminal)
     with steps.step("its sensor data as a bag", live=True):
         convert_drive(out, steps.console.is_terminal)
+        check_outages(out, plan)
     with steps.step("node, recorder and player, separate processes on a ROS graph", live=True):
         published = run_graph(out, model, plan, steps)
     with steps.step("report and figures"):
@@ -186,6 +188,19 @@ def convert_drive(out: Path, progress: bool) -> None:
     run_convert("town", out / TOWN, out / INPUT, progress=progress)
 
 
+def check_outages(out: Path, plan: DemoPlan) -> None:
+    """Raises:
+    ConfigError: an outage ends after the drive does.
+    """
+    reader = BagReader(out / INPUT)
+    length_s = (reader.end_ns - reader.start_ns) / NANOSECONDS
+    for outage in plan.outages:
+        if outage.to_s > length_s:
+            raise ConfigError(
+                f"the outage until {outage.to_s:.0f} s ends after the drive, which takes {length_s:.0f} s"
+            )
+
+
 def node_config(model: Path) -> LocalizerConfig:
     """The node's configuration: sensors as in the model's training, everything else as by default."""
     from vmloc_ros.checkpoint import load_card
@@ -225,9 +240,6 @@ def _play(out: Path, plan: DemoPlan, topics: TopicNames, processes: Processes, s
     """Starts the player and shows where the node believes to be until the bag is over."""
     reader = BagReader(out / INPUT, topics)
     length_s = (reader.end_ns - reader.start_ns) / NANOSECONDS
-    late = [outage for outage in plan.outages if outage.to_s > length_s]
-    if late:
-        raise ConfigError(f"the outage until {late[0].to_s:.0f} s ends after the drive, which takes {length_s:.0f} s")
     sent = [topic.name for topic in reader.topics if topic.name != reader.topic_of(EventKind.TRUTH)]
     waited = tuple(
         name for kind in (EventKind.IMAGE, EventKind.CLOUD, EventKind.ODOMETRY) if (name := reader.topic_of(kind))
