@@ -403,7 +403,7 @@ def colcon_build() -> None:
         raise SetupError("colcon is missing: install python3-colcon-common-extensions, or `pip install "
                           "colcon-common-extensions`")  # fmt: skip
     environment = os.environ | {"COLCON_DEFAULTS_FILE": str(ROOT / "colcon_defaults.yaml")}
-    call("colcon", "build", "--event-handlers", "console_cohesion+", environment=environment)
+    call("colcon", "build", "--cmake-clean-cache", "--event-handlers", "console_cohesion+", environment=environment)
 
 
 def distribution_steps() -> list[Step]:
