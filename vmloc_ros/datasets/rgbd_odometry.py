@@ -24,7 +24,7 @@ BRIDGED_FRAMES = 30
 """A gap of up to a second (at 30 Hz) is aligned across; beyond, the pose stands still."""
 KEYFRAME_M, KEYFRAME_RAD = 0.03, 0.05
 """A keyframe is left after so much motion. Between neighbouring frames the noise of the depth pulls the alignment
-towards no motion: measured over 30 frames of redkitchen, 200-349, chains of neighbours fall 15 % short and err by 43 mm,
+towards no motion: over 30 frames of redkitchen, 200-349, chains of neighbours fall 15 % short and err by 43 mm,
 chains of keyframes 5 % and 19 mm."""
 
 
