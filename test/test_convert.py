@@ -182,3 +182,24 @@ def test_odometry_and_truth_of_robotcar_loop(shared_data: Path, tmp_path: Path) 
     poses = np.array([event.payload.T_odom_base[:3, 3] for event in reader.events([EventKind.ODOMETRY])])
     assert 1010.0 < np.linalg.norm(np.diff(poses, axis=0), axis=1).sum() < 1030.0
     assert 995.0 < reader.truth().length_m() < 1023.0
+
+
+def test_a_town_passes_through_the_code_of_robotcar(tmp_path: Path) -> None:
+    from vmloc_ros.commands.town import run_town
+
+    run_town(
+        tmp_path / "town", seed=2, traversals=1, loop_m=250.0, laps=0.04, width=64, height=48, columns=40, rings=8,
+        workers=1, progress=False,
+    )  # fmt: skip
+    result = run_convert("town", tmp_path / "town", tmp_path / "bag", progress=False)
+    assert result.skipped == {}
+    assert result.written["/image"] == result.written["/camera_info"] > 5
+    assert result.written["/points"] > 5
+    assert result.written["/odom"] == result.written["/tf"] > 5
+    recording = BagRecording(result.bag)
+    assert {mount.child for mount in recording.static_transforms()} == {"camera_optical", "lidar"}
+    truth = recording.truth()
+    images = [event for event in recording.events() if event.kind is EventKind.IMAGE]
+    assert all(truth.covers(event.stamp_ns) for event in images)
+    assert decode_image(images[0].payload).shape == (48, 64, 3)
+    assert recording.card()["dataset"] == "Oxford RobotCar format"
