@@ -1,4 +1,4 @@
-"""The filter's formulas: Jacobians against differences, the update against a batch solution, covariances that stay ones."""
+"""The filter's formulas: Jacobians against differences, the update against a batch solution, sound covariances."""
 
 from __future__ import annotations
 
@@ -170,14 +170,17 @@ def test_covariances_stay_covariances(seed: int) -> None:
         before = np.linalg.eigvalsh(np.linalg.inv(P))
         T, P = update(T, P, T @ exp_se3(rng.multivariate_normal(np.zeros(6), P)), R)
         np.testing.assert_array_equal(P, P.T)
-        assert np.linalg.eigvalsh(P)[0] > 0.0 and is_pose(T, 1e-9) and np.isfinite(before).all()
+        assert np.linalg.eigvalsh(P)[0] > 0.0
+        assert is_pose(T, 1e-9)
+        assert np.isfinite(before).all()
 
 
 def test_an_update_tells_more_than_the_prior() -> None:
     rng = np.random.default_rng(0)
     P, R = random_covariance(rng), random_covariance(rng)
     _, P_new = update(np.eye(4), P, np.eye(4), R)
-    assert np.linalg.eigvalsh(P - P_new)[0] > 0.0 and np.linalg.eigvalsh(R - P_new)[0] > 0.0
+    assert np.linalg.eigvalsh(P - P_new)[0] > 0.0
+    assert np.linalg.eigvalsh(R - P_new)[0] > 0.0
     np.testing.assert_allclose(np.linalg.inv(P_new), np.linalg.inv(P) + np.linalg.inv(R), rtol=1e-9)
 
 
@@ -196,19 +199,22 @@ def test_student_weight() -> None:
     assert student_weight(0.0, 4.0) == 1.0  # never more than its claim
     assert student_weight(36.0, 4.0) == pytest.approx(10.0 / 40.0)
     weights = [student_weight(nis, 4.0) for nis in (6.0, 10.0, 100.0, 1e6)]
-    assert weights == sorted(weights, reverse=True) and weights[-1] < 1e-4
+    assert weights == sorted(weights, reverse=True)
+    assert weights[-1] < 1e-4
 
 
 @given(st.floats(0.01, 20.0), st.floats(0.1, 10.0))
 def test_correlation_inflation_is_the_variance_of_a_mean(elapsed_s: float, correlation_s: float) -> None:
     a = math.exp(-elapsed_s / correlation_s)
     factor = correlation_inflation(elapsed_s, correlation_s)
-    assert factor == pytest.approx(min((1 + a) / (1 - a), 1e4), rel=1e-6) and factor >= 1.0
+    assert factor == pytest.approx(min((1 + a) / (1 - a), 1e4), rel=1e-6)
+    assert factor >= 1.0
 
 
 def test_correlation_inflation_at_its_ends() -> None:
     assert correlation_inflation(0.1, 0.0) == 1.0
-    assert correlation_inflation(0.0, 1.0) == 1e4 and correlation_inflation(-1.0, 1.0) == 1e4
+    assert correlation_inflation(0.0, 1.0) == 1e4
+    assert correlation_inflation(-1.0, 1.0) == 1e4
     assert correlation_inflation(100.0, 1.0) == pytest.approx(1.0)
 
 

@@ -33,7 +33,9 @@ def test_insertion_order_does_not_matter(order: list[int], share: float) -> None
         assert plain.insert(*sample)
     stamp = samples[0][0] + round(share * (samples[-1][0] - samples[0][0]))
     np.testing.assert_array_equal(shuffled.pose_at(stamp), plain.pose_at(stamp))
-    assert len(shuffled) == 20 and shuffled.newest_ns == samples[-1][0] and shuffled.oldest_ns == samples[0][0]
+    assert len(shuffled) == 20
+    assert shuffled.newest_ns == samples[-1][0]
+    assert shuffled.oldest_ns == samples[0][0]
 
 
 @settings(deadline=None, max_examples=40)
@@ -43,7 +45,8 @@ def test_vectorised_equals_one_by_one(offsets: list[int]) -> None:
     buffer = buffer_of([s for s, _ in samples], np.stack([p for _, p in samples]))
     stamps = [samples[0][0] + offset for offset in offsets]
     together = buffer.poses_at(stamps)
-    assert together is not None and together.shape == (len(stamps), 4, 4)
+    assert together is not None
+    assert together.shape == (len(stamps), 4, 4)
     for stamp, pose in zip(stamps, together, strict=True):
         np.testing.assert_allclose(pose, buffer.pose_at(stamp), atol=1e-12)
 
@@ -68,10 +71,15 @@ def test_nothing_outside_and_nothing_clamped() -> None:
     samples = drive(5)
     buffer = buffer_of([s for s, _ in samples], np.stack([p for _, p in samples]))
     first, last = samples[0][0], samples[-1][0]
-    assert buffer.pose_at(first - 1) is None and buffer.pose_at(last + 1) is None
-    assert buffer.poses_at([first, last + 1]) is None and buffer.poses_at([first - 1, last]) is None
-    assert buffer.covers(first) and buffer.covers(last) and not buffer.covers(last + 1)
-    assert OdometryBuffer(1.0).pose_at(5) is None and OdometryBuffer(1.0).poses_at([5]) is None
+    assert buffer.pose_at(first - 1) is None
+    assert buffer.pose_at(last + 1) is None
+    assert buffer.poses_at([first, last + 1]) is None
+    assert buffer.poses_at([first - 1, last]) is None
+    assert buffer.covers(first)
+    assert buffer.covers(last)
+    assert not buffer.covers(last + 1)
+    assert OdometryBuffer(1.0).pose_at(5) is None
+    assert OdometryBuffer(1.0).poses_at([5]) is None
     assert buffer.poses_at([]).shape == (0, 4, 4)
     single = OdometryBuffer(1.0)
     single.insert(7, np.eye(4))
@@ -83,7 +91,8 @@ def test_gaps_are_not_bridged() -> None:
     buffer = OdometryBuffer(10.0, max_gap_s=0.5)
     for stamp in (0, 1 * NANOSECONDS):
         buffer.insert(stamp, np.eye(4))
-    assert buffer.pose_at(NANOSECONDS // 2) is None and buffer.poses_at([NANOSECONDS // 2]) is None
+    assert buffer.pose_at(NANOSECONDS // 2) is None
+    assert buffer.poses_at([NANOSECONDS // 2]) is None
     assert buffer.poses_at([0, NANOSECONDS]) is not None  # the samples themselves are known
 
 
@@ -93,7 +102,8 @@ def test_window_is_bounded_and_stays_answerable() -> None:
         buffer.insert(k * 10_000_000, np.eye(4))
     assert len(buffer) <= 102
     newest = buffer.newest_ns
-    assert newest is not None and buffer.covers(newest - NANOSECONDS)
+    assert newest is not None
+    assert buffer.covers(newest - NANOSECONDS)
     assert not buffer.insert(newest - 2 * NANOSECONDS, np.eye(4))  # too old
     assert not buffer.insert(newest, np.eye(4))  # repeated stamp
 
@@ -103,7 +113,8 @@ def test_snapshot_is_independent_and_immutable() -> None:
     copy = buffer.snapshot()
     buffer.insert(200, np.eye(4))
     buffer.clear()
-    assert copy.newest_ns == 100 and len(buffer) == 0
+    assert copy.newest_ns == 100
+    assert len(buffer) == 0
     with pytest.raises(TypeError):
         copy.insert(300, np.eye(4))
     with pytest.raises(TypeError):
@@ -113,9 +124,11 @@ def test_snapshot_is_independent_and_immutable() -> None:
 def test_forgetting_before_a_jump_holds_for_late_samples() -> None:
     buffer = buffer_of([0, 100, 200], np.tile(np.eye(4), (3, 1, 1)))
     buffer.forget_before(200)
-    assert buffer.oldest_ns == 200 and not buffer.insert(150, np.eye(4))
+    assert buffer.oldest_ns == 200
+    assert not buffer.insert(150, np.eye(4))
     buffer.forget_before(300)
-    assert not buffer.insert(250, np.eye(4)) and buffer.insert(300, np.eye(4))
+    assert not buffer.insert(250, np.eye(4))
+    assert buffer.insert(300, np.eye(4))
     buffer.clear()
     assert buffer.insert(1, np.eye(4))
 

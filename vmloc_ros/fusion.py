@@ -73,7 +73,7 @@ class Fusion:
             return self._refuse_odometry(OdometryVerdict.NOT_FINITE)
         if T_odom_base is not sample.T_odom_base:
             sample = replace(sample, T_odom_base=T_odom_base)
-        stamp_ns, verdict = int(sample.stamp_ns), OdometryVerdict.USED
+        stamp_ns, started_over = int(sample.stamp_ns), False
         newest_ns, begin_ns = self._history.newest_ns, self._history.window_begin_ns
         if newest_ns is not None and begin_ns is not None:
             if not begin_ns <= stamp_ns <= newest_ns + self._window_ns:
@@ -81,15 +81,14 @@ class Fusion:
                     late = stamp_ns < begin_ns
                     return self._refuse_odometry(OdometryVerdict.TOO_OLD if late else OdometryVerdict.FUTURE)
                 if stamp_ns < begin_ns or stamp_ns - newest_ns > self._config.lost_after_s * NANOSECONDS:
-                    verdict = self._refuse_odometry(OdometryVerdict.CLOCK_RESET)
+                    started_over = True
                     self.reset("the odometry's clock has jumped")
             elif (node := self._history.odometry_at(stamp_ns)) is not None:
                 return self._repeated(node, sample)
         self._accepted(stamp_ns)
-        node = Node((stamp_ns, ODOMETRY, "", b""), stamp_ns, sample)
+        node = Node((stamp_ns, ODOMETRY, "", b""), stamp_ns, sample, started_over=started_over)
         self._history.insert(node)
-        if verdict is OdometryVerdict.USED:
-            verdict = node.odometry_verdict
+        verdict = node.odometry_verdict
         if verdict is OdometryVerdict.JUMP:
             self.odometry.forget_before(stamp_ns)
         self.odometry.insert_checked(stamp_ns, sample.T_odom_base)

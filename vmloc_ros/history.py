@@ -18,8 +18,9 @@ from vmloc_ros.types import InitialPose, MeasurementResult, OdometrySample, Pose
 MAX_EVENTS = 20_000
 """A flood of events (a sensor at 10 kHz) shortens the window rather than filling the memory."""
 
-ODOMETRY, POSE, MEASUREMENT = 0, 1, 2
-"""Ranks: at the same stamp odometry comes first, so that a measurement updates the state at that sample."""
+ODOMETRY, MEASUREMENT, POSE = 0, 1, 2
+"""Ranks: at the same stamp odometry comes first, so that a measurement updates the state at that sample; a pose
+set by hand has the last word."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +36,7 @@ class Node:
         adopted: keys of earlier measurements that this one brought in (start, re-localization).
         adopter: the node that brought this one in.
         final: its verdict has been counted.
+        started_over: it came with a clock that had jumped.
     """
 
     key: Key
@@ -46,10 +48,13 @@ class Node:
     adopted: tuple[Node, ...] = ()
     adopter: Node | None = None
     final: bool = False
+    started_over: bool = False
 
     @property
     def odometry_verdict(self) -> OdometryVerdict:
         """What became of the increment that leads to an odometry sample."""
+        if self.started_over:
+            return OdometryVerdict.CLOCK_RESET
         if self.segment is None or self.after is None:
             return OdometryVerdict.USED
         return self.after.verdict
@@ -100,10 +105,13 @@ class History:
         return self._nodes[-1].after if self._nodes else None
 
     def newest_odometry(self) -> Moment | None:
-        """What is known at the newest odometry sample."""
+        """What is known at the newest odometry sample, after the measurements of the same stamp."""
+        latest: Node | None = None
         for node in reversed(self._nodes):
+            if latest is None or node.stamp_ns < latest.stamp_ns:
+                latest = node
             if node.key[1] == ODOMETRY:
-                return node.after
+                return latest.after
         return None
 
     def find(self, key: Key) -> Node | None:
@@ -180,7 +188,8 @@ class History:
 
     def _measure(self, node: Node, moment: Moment) -> Moment:
         for other in node.adopted:
-            other.adopter = None
+            if other.adopter is node:  # else one that comes earlier has just taken it
+                other.adopter = None
         node.adopted = ()
         if isinstance(node.event, InitialPose):
             node.result = MeasurementResult(Verdict.FUSED, "set by hand")

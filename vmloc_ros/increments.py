@@ -60,10 +60,27 @@ class Step:
     radians2: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Motion:
+    """The last believed motion.
+
+    Attributes:
+        T: the increment.
+        seconds: the time it took, with the time before it in which the same pose was repeated.
+        end_ns: when it ended.
+        velocity: metres per second, body axes.
+    """
+
+    T: Array
+    seconds: float
+    end_ns: int
+    velocity: tuple[float, float, float]
+
+
 class Segment:
     """The increment between two neighbouring odometry samples."""
 
-    __slots__ = ("T", "_whole", "begin", "dt_s", "end", "metres", "metres2", "radians", "radians2", "velocity")
+    __slots__ = ("T", "_whole", "begin", "dt_s", "end", "metres", "metres2", "radians", "radians2", "xyz")
 
     def __init__(self, begin: OdometrySample, end: OdometrySample, config: FilterConfig) -> None:
         self.begin = begin
@@ -74,7 +91,7 @@ class Segment:
         self.metres = math.sqrt(x * x + y * y + z * z)
         sine = 0.5 * math.sqrt((r21 - r12) ** 2 + (r02 - r20) ** 2 + (r10 - r01) ** 2)
         self.radians = math.atan2(sine, 0.5 * (r00 + r11 + r22 - 1.0))
-        self.velocity = (x / self.dt_s, y / self.dt_s, z / self.dt_s)
+        self.xyz = (x, y, z)
         self.metres2, self.radians2 = self._noise(config)
         self._whole: Step | None = None
 
@@ -96,6 +113,12 @@ class Segment:
         """Whether both samples hold the very same pose."""
         return bool((self.begin.T_odom_base == self.end.T_odom_base).all())
 
+    def motion(self, still_s: float) -> Motion:
+        """The motion of this segment, after `still_s` in which a slow source had repeated its pose."""
+        seconds = self.dt_s + still_s
+        x, y, z = self.xyz
+        return Motion(self.T, seconds, self.end.stamp_ns, (x / seconds, y / seconds, z / seconds))
+
     def whole(self) -> Step:
         """The segment from end to end."""
         if self._whole is None:
@@ -116,32 +139,32 @@ class Segment:
         return Step(T, transport(T), share * self.metres2, share * self.radians2)
 
 
-def judge(segment: Segment, motion: Segment | None, still_s: float, config: FilterConfig) -> OdometryVerdict:
+def judge(segment: Segment, motion: Motion | None, still_s: float, config: FilterConfig) -> OdometryVerdict:
     """Whether an increment can be believed.
 
     Args:
         segment: the increment.
-        motion: the last believed increment before it that moved, None where there is none.
-        still_s: for how long the pose has been repeated since then.
+        motion: the last believed motion before it, None where there is none.
+        still_s: for how long the same pose has been repeated since then; a slow source then moves in steps.
         config: the limits.
     """
     dt, tolerance = segment.dt_s, config.jump_tolerance_m
     if (
-        segment.metres > config.max_speed_m_per_s * dt + tolerance
-        or segment.radians > config.max_turn_rad_per_s * dt + JUMP_TOLERANCE_RAD
+        segment.metres > config.max_speed_m_per_s * (dt + still_s) + tolerance
+        or segment.radians > config.max_turn_rad_per_s * (dt + still_s) + JUMP_TOLERANCE_RAD
     ):
         return OdometryVerdict.JUMP
     if dt > config.max_odometry_gap_s:
         return OdometryVerdict.GAP
     if motion is None:
         return OdometryVerdict.USED
-    (vx, vy, vz), (ux, uy, uz) = segment.velocity, motion.velocity
-    change = math.sqrt((vx - ux) ** 2 + (vy - uy) ** 2 + (vz - uz) ** 2)
-    if change * dt > tolerance:  # else not even instant acceleration makes it a jump
-        age_s = (segment.begin.stamp_ns - motion.end.stamp_ns) / NANOSECONDS
-        if change * dt > tolerance + config.max_acceleration_m_per_s2 * dt * (dt + age_s):
+    (x, y, z), (u, v, w) = segment.xyz, motion.velocity
+    surprise = min(math.hypot(x - u * t, y - v * t, z - w * t) for t in ((dt, dt + still_s) if still_s else (dt,)))
+    if surprise > tolerance:  # else not even instant acceleration makes it a jump
+        age_s = (segment.begin.stamp_ns - motion.end_ns) / NANOSECONDS
+        if surprise > tolerance + config.max_acceleration_m_per_s2 * (dt + still_s) * (dt + age_s):
             return OdometryVerdict.JUMP
-    was_fast = ux * ux + uy * uy + uz * uz > FROZEN_FROM_M_PER_S**2
+    was_fast = u * u + v * v + w * w > FROZEN_FROM_M_PER_S**2
     if was_fast and segment.metres == 0.0 and still_s > config.max_odometry_gap_s and segment.identical:
         return OdometryVerdict.FROZEN
     return OdometryVerdict.USED
@@ -170,14 +193,14 @@ def widened(step: Step, before_s: float, after_s: float, config: FilterConfig) -
     )
 
 
-def coasting(motion: Segment | None, from_ns: int, to_ns: int, config: FilterConfig) -> Step:
+def coasting(motion: Motion | None, from_ns: int, to_ns: int, config: FilterConfig) -> Step:
     """The step of a robot without believable odometry: it keeps the last believed velocity for `max_odometry_gap_s`,
     then stands still. Carries no noise of its own: see `widened`."""
     moving_ns = 0
     if motion is not None:
-        until_ns = motion.end.stamp_ns + round(config.max_odometry_gap_s * NANOSECONDS)
+        until_ns = motion.end_ns + round(config.max_odometry_gap_s * NANOSECONDS)
         moving_ns = max(min(to_ns, until_ns) - from_ns, 0)
     if motion is None or moving_ns == 0:
         return Step(np.eye(4), np.eye(6), 0.0, 0.0)
-    T = exp_se3(log_se3(motion.T) * (moving_ns / NANOSECONDS / motion.dt_s))
+    T = exp_se3(log_se3(motion.T) * (moving_ns / NANOSECONDS / motion.seconds))
     return Step(T, transport(T), 0.0, 0.0)

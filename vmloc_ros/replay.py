@@ -23,7 +23,7 @@ from vmloc_ros.filter import (
     update,
 )
 from vmloc_ros.geometry import inverse
-from vmloc_ros.increments import OdometryVerdict, Segment, Step, coasting, judge, widened
+from vmloc_ros.increments import Motion, OdometryVerdict, Segment, Step, coasting, judge, widened
 from vmloc_ros.relocalization import Candidate
 from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import InitialPose, MeasurementResult, OdometrySample, PoseMeasurement, Verdict
@@ -60,7 +60,7 @@ class Moment:
         metres2, radians2: its accumulated variances.
         sample: the last odometry sample up to here.
         T_start_sample: `T_start_base` at that sample.
-        motion: the last believed increment that moved.
+        motion: the last believed motion.
         still_ns: since when the odometry has repeated the same pose.
         blind_s: for how long no increment has been believed.
         segment, verdict: the segment of odometry that leads here, and what became of it.
@@ -75,7 +75,7 @@ class Moment:
     radians2: float = 0.0
     sample: OdometrySample | None = None
     T_start_sample: Array = field(default_factory=lambda: np.eye(4))
-    motion: Segment | None = None
+    motion: Motion | None = None
     still_ns: int = 0
     blind_s: float = 0.0
     segment: Segment | None = None
@@ -114,7 +114,7 @@ class Replay:
             if moment.segment is segment:
                 verdict = moment.verdict
             else:
-                still_s = (moment.stamp_ns - moment.still_ns) / NANOSECONDS
+                still_s = (segment.begin.stamp_ns - moment.still_ns) / NANOSECONDS
                 verdict = judge(segment, moment.motion, still_s, config)
         step, blind_s = self._step(moment, stamp_ns, segment, verdict)
         T, P = moment.T_map_base, moment.cov_66
@@ -159,12 +159,17 @@ class Replay:
             after = self.copy(moment)
         after.sample = sample
         after.T_start_sample = after.T_start_base
-        if segment is None:
+        if segment is None or after.verdict is OdometryVerdict.JUMP:
             after.still_ns = sample.stamp_ns
-        elif after.verdict is OdometryVerdict.USED and (segment.metres > 0.0 or segment.radians > 0.0):
-            after.motion, after.still_ns = segment, sample.stamp_ns
         elif after.verdict is OdometryVerdict.GAP:  # a mean over a long time says little of the velocity now
             after.motion, after.still_ns = None, sample.stamp_ns
+        elif after.verdict is OdometryVerdict.USED:
+            still_s = (segment.begin.stamp_ns - moment.still_ns) / NANOSECONDS
+            if segment.metres > 0.0 or segment.radians > 0.0:
+                after.motion, after.still_ns = segment.motion(still_s), sample.stamp_ns
+            elif still_s > self.config.max_odometry_gap_s or (moment.motion and not any(moment.motion.velocity)):
+                # too long for a source that is merely slow: the robot stands
+                after.motion, after.still_ns = segment.motion(0.0), sample.stamp_ns
         return after
 
     # ---------------------------------------------------------------------------------------------------- measurements
