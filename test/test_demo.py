@@ -164,5 +164,5 @@ def test_the_live_line_follows_the_node(tmp_path: Path) -> None:
         view.update(child)
     text = console.export_text()
     assert "error  3.00 m" in text
-    assert "mean so far 2.00 m" in text
+    assert "mean 2.00 m" in text
     assert "neither" in text

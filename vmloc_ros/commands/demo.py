@@ -324,13 +324,12 @@ class LiveView:
         if error is not None:
             self._errors.append(error)
         failing = [MISSING[o.missing] for o in self._outages if o.from_s <= second < o.to_s]
-        line = Text(f"  {second:5.1f} / {self._length_s:.0f} s  {seen['mode']:14s} ")
+        line = Text(f"  {second:5.1f} / {self._length_s:.0f} s  {seen['mode']:14s}")
         if error is not None:
-            line.append(
-                f"error {error:5.2f} m (mean so far {np.mean(self._errors):.2f} m), sigma {seen['sigma_m']:.2f} m"
-            )
+            mean = float(np.mean(self._errors))
+            line.append(f" error {error:5.2f} m (mean {mean:.2f} m), sigma {seen['sigma_m']:.1f} m")
         else:
-            line.append("no pose yet" if not self._errors else "no pose")
+            line.append(" no pose" if self._errors else " no pose yet")
         line.append(f"  {failing[0]}" if failing else "", style="bold yellow")
         if self._live is not None:
             self._live.update(line)

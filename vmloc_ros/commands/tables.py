@@ -29,11 +29,11 @@ def print_report(report: Report, console: Console | None = None) -> None:
         if errors is not None:
             table.add_row(name, *_cells(errors), style="bold" if name == "fused" else "")
     for outage in report.outages:
-        span = f"{outage.from_s:.0f}-{outage.to_s:.0f} s, {MISSING.get(outage.missing, outage.missing)}"
         if outage.fused is not None and outage.odometry is not None:
             table.add_section()
-            table.add_row(f"{span}: odometry", *_cells(outage.odometry))
-            table.add_row(f"{' ' * len(span)}  fused", *_cells(outage.fused), style="bold")
+            table.add_row(f"{MISSING.get(outage.missing, outage.missing)}, {outage.from_s:.0f} to {outage.to_s:.0f} s:")
+            table.add_row("  odometry alone", *_cells(outage.odometry))
+            table.add_row("  fused", *_cells(outage.fused), style="bold")
     if table.row_count:
         console.print(table)
     console.print(frames_line(report), soft_wrap=True, highlight=False)
