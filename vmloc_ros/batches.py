@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +19,7 @@ from vmloc_ros.training_config import AugmentationConfig, TrainingConfig
 from vmloc_ros.types import Modality
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
+class Batch(NamedTuple):
     """What one training step sees.
 
     Attributes:
@@ -91,8 +90,8 @@ def choose_presence(
     show = {Modality.RGB.value: draw < both + rgb_only, Modality.DEPTH.value: (draw < both) | (draw >= both + rgb_only)}
     has = {Modality.RGB.value: store.has_rgb[samples], Modality.DEPTH.value: store.has_depth[samples]}
     names = config.network.modalities
-    if len(names) == 1:
-        return {names[0]: has[names[0]]}
+    if len(names) == 1 or config.objective.presence_as == "weighted":
+        return {name: has[name] for name in names}
     alone = has["rgb"] ^ has["depth"]
     return {name: has[name] & (show[name] | alone) for name in names}
 

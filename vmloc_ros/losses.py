@@ -94,9 +94,13 @@ def normalised_weights(log_w_KB: Tensor) -> Tensor:
     return torch.softmax(log_w_KB.detach(), dim=0)
 
 
-def decoder_loss(log_w_KB: Tensor) -> Tensor:
-    """Its gradient for the decoder is that of eq. 14 (negated): sum_i w~_i grad log w_i, mean over frames."""
-    return -(normalised_weights(log_w_KB) * log_w_KB).sum(dim=0).mean()
+def decoder_loss(log_w_KB: Tensor, share_B: Tensor | None = None) -> Tensor:
+    """Its gradient for the decoder is that of eq. 14 (negated): sum_i w~_i grad log w_i.
+
+    Averaged over the frames, or summed with the shares given.
+    """
+    loss_B = -(normalised_weights(log_w_KB) * log_w_KB).sum(dim=0)
+    return loss_B.mean() if share_B is None else (share_B * loss_B).sum()
 
 
 def encoder_factor(weights_KB: Tensor, scale: float, rule: EncoderGradient) -> Tensor:
@@ -119,6 +123,7 @@ def vmloc_loss(
     loss_of: Callable[[Tensor], Tensor],
     scale: float,
     rule: EncoderGradient,
+    share_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Algorithm 1's objective: one backward pass gives eq. 14 to the decoder and eq. 13 (or its like) to the encoders.
 
@@ -128,6 +133,7 @@ def vmloc_loss(
         loss_of: decodes z (K, B, D) to the geometric loss (K, B).
         scale: lambda.
         rule: `plain` keeps the score term (eq. 8); the others drop it and weight what flows into z.
+        share_B: weight of every frame, summing to 1; by default all alike.
 
     Returns:
         The loss to minimise (its *gradient* is the meaning; its value the weighted -log w), and the bound of eq. 7.
@@ -139,4 +145,5 @@ def vmloc_loss(
     if not plain and z_KBD.requires_grad:
         factor_KB1 = encoder_factor(normalised_weights(log_w_KB), scale, rule).unsqueeze(-1)
         z_KBD.register_hook(lambda gradient: gradient * factor_KB1)
-    return decoder_loss(log_w_KB), importance_bound(log_w_KB).mean().detach()
+    bound_B = importance_bound(log_w_KB.detach())
+    return decoder_loss(log_w_KB, share_B), bound_B.mean() if share_B is None else (share_B * bound_B).sum()

@@ -23,12 +23,13 @@ from vmloc_ros.checkpoint import METRICS, stored
 from vmloc_ros.errors import TrainingError
 from vmloc_ros.losses import geometric_loss, vmloc_loss
 from vmloc_ros.networks.config import Normalisation
+from vmloc_ros.networks.experts import Expert, Posterior
 from vmloc_ros.networks.vmloc import VMLoc
 from vmloc_ros.runtimes.torch import TorchRuntime
 from vmloc_ros.samples import SampleStore
 from vmloc_ros.training_config import ObjectiveConfig, OptimizerConfig, TrainingConfig
 from vmloc_ros.training_state import Progress, load_state, save_state
-from vmloc_ros.types import Mode
+from vmloc_ros.types import Modality, Mode
 from vmloc_ros.validation import ModeErrors, validate
 
 BAD_BATCH = "bad_batch.txt"
@@ -47,24 +48,43 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss to minimise, and the importance-weighted bound (detached)."""
-        posterior = self.network(batch.inputs, len(batch.samples))
-        shape = (self._config.samples, *posterior.mean_BD.shape)
-        noise = torch.randn(shape, dtype=posterior.mean_BD.dtype, device=posterior.mean_BD.device)
+        count = len(batch.samples)
+        experts = self.network.encode(batch.inputs)
+        if self._config.presence_as == "weighted" and len(experts) > 1:
+            cases = self._cases(experts, count)
+        else:
+            cases = [(self.network.fuse(experts, count), torch.full((count,), 1.0 / count, device=self.beta.device))]
+        mean = torch.cat([posterior.mean_BD for posterior, _ in cases])
+        variance = torch.cat([posterior.variance_BD for posterior, _ in cases])
+        share = torch.cat([share_B for _, share_B in cases])
+        noise = torch.randn((self._config.samples, *mean.shape), dtype=mean.dtype, device=mean.device)
+        position_target, log_quat_target = (
+            batch.position_B3.repeat(len(cases), 1),
+            batch.log_quat_B3.repeat(len(cases), 1),
+        )
 
         def loss_of(z_KBD: Tensor) -> Tensor:
             position, log_quat = self.network.decode(z_KBD)
             return geometric_loss(
-                position, log_quat, batch.position_B3, batch.log_quat_B3, self.beta, self.gamma, self._config.distance
+                position, log_quat, position_target, log_quat_target, self.beta, self.gamma, self._config.distance
             )
 
-        return vmloc_loss(
-            posterior.mean_BD,
-            posterior.variance_BD,
-            noise,
-            loss_of,
-            self._config.latent_weight,
-            self._config.encoder_gradient,
-        )
+        rule, scale = self._config.encoder_gradient, self._config.latent_weight
+        return vmloc_loss(mean, variance, noise, loss_of, scale, rule, share)
+
+    def _cases(self, experts: dict[str, Expert], count: int) -> list[tuple[Posterior, Tensor]]:
+        """Both modalities, RGB alone, depth alone: the posterior, and each sample's share of the loss (eq. 18 as weights)."""
+        names = [Modality.RGB.value, Modality.DEPTH.value]
+        has = {name: torch.zeros(count, device=self.beta.device) for name in names}
+        for name in names:
+            has[name][experts[name].rows_N] = 1.0
+        both, rgb, depth = self._config.presence
+        shares = [both * has["rgb"] * has["depth"], rgb * has["rgb"], depth * has["depth"]]
+        total = torch.stack(shares).sum(dim=0).clamp_min(1e-9) * count
+        subsets = [experts, {"rgb": experts["rgb"]}, {"depth": experts["depth"]}]
+        return [
+            (self.network.fuse(subset, count), share / total) for subset, share in zip(subsets, shares, strict=True)
+        ]
 
 
 @dataclass(frozen=True, eq=False)

@@ -85,6 +85,12 @@ class ObjectiveConfig(StrictModel):
         max_length=3,
         description="Chances that a training sample shows both modalities, RGB alone, depth alone (eq. 18).",
     )
+    presence_as: Literal["drawn", "weighted"] = Field(
+        "drawn",
+        description="drawn: one of the three cases per sample and step (eq. 18; saves the absent modality's encoder). "
+        "weighted: the expectation of that, all three cases of a sample with its chances as weights, from one encoding: "
+        "a quarter more work per step, and much more signal for a modality alone.",
+    )
 
     @field_validator("presence")
     @classmethod

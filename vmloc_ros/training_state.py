@@ -47,7 +47,9 @@ def save_state(
     tensors = {f"model/{name}": tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     tensors |= {f"best/{name}": tensor.detach().cpu().contiguous() for name, tensor in best.items()}
     for index, entries in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value).cpu() for name, value in entries.items()}
+        tensors |= {
+            f"optimizer/{index}/{name}": torch.as_tensor(value).cpu().contiguous() for name, value in entries.items()
+        }
     about = {"key": key, "progress": json.dumps(vars(progress))}
     files.write_bytes(folder / STATE, save_safetensors(tensors, metadata=about))
 

@@ -83,7 +83,10 @@ class Encoder(nn.Module):
         nn.init.constant_(self.variance.bias, math.log(math.expm1(INITIAL_VARIANCE)))
 
     def forward(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (N, D) and log-variance (N, D) = log(softplus(raw) + 1e-6)."""
-        grid = self.pool(self.reduce(self.trunk(x_NCHW)))
-        features = torch.flatten(grid, 1)
-        return self.mean(features), torch.log(functional.softplus(self.variance(features)) + VARIANCE_FLOOR)
+        """Mean (N, D) and log-variance (N, D) = log(softplus(raw) + 1e-6).
+
+        The trunk may run in mixed precision; the heads never do (bfloat16 has eight bits for a position).
+        """
+        features = torch.flatten(self.pool(self.reduce(self.trunk(x_NCHW))), 1).float()
+        with torch.autocast(x_NCHW.device.type, enabled=False):
+            return self.mean(features), torch.log(functional.softplus(self.variance(features)) + VARIANCE_FLOOR)

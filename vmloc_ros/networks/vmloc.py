@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from vmloc_ros.errors import ModelInputError
@@ -18,8 +19,7 @@ from vmloc_ros.types import Modality
 CHANNELS = {Modality.RGB.value: 3, Modality.DEPTH.value: DEPTH_CHANNELS}
 
 
-@dataclass(frozen=True, eq=False)
-class Present:
+class Present(NamedTuple):
     """The normalised images of one modality that are there, and the rows of the batch they belong to.
 
     Attributes:
@@ -61,6 +61,10 @@ class VMLoc(nn.Module):
         Raises:
             ModelInputError: a modality this network has no expert for, or nothing at all.
         """
+        return self.fuse(self.encode(inputs), batch)
+
+    def encode(self, inputs: Mapping[str, Present]) -> dict[str, Expert]:
+        """One expert per modality that at least one sample has. Raises as `forward`."""
         unknown = set(inputs) - set(self.encoders)
         if unknown:
             raise ModelInputError(f"this network has no expert for {', '.join(sorted(unknown))}")
@@ -71,12 +75,17 @@ class VMLoc(nn.Module):
                 experts[name] = Expert(mean, logvar, present.rows_N)
         if not experts:
             raise ModelInputError("no modality is present")
+        return experts
+
+    def fuse(self, experts: Mapping[str, Expert], batch: int) -> Posterior:
+        """The product of some experts and the prior, for B samples."""
         like = next(iter(experts.values())).mean_ND
         return product_of_experts(experts, batch, self.config.latent, like)
 
     def decode(self, z_D: Tensor) -> tuple[Tensor, Tensor]:
         """Position and log-quaternion (..., 3), in network units, of latent vectors (..., D)."""
         flat = z_D.reshape(-1, self.config.latent)
-        features = self.dropout(self.attention(flat))
         shape = (*z_D.shape[:-1], 3)
-        return self.position(features).reshape(shape), self.rotation(features).reshape(shape)
+        with torch.autocast(z_D.device.type, enabled=False):
+            features = self.dropout(self.attention(flat))
+            return self.position(features).reshape(shape), self.rotation(features).reshape(shape)
