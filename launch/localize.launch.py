@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import (
     DeclareLaunchArgument,
     EmitEvent,
@@ -24,7 +25,6 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vmloc_ros.bags import BagReader
 from vmloc_ros.ros.profile import VARIABLES, dds_profile, shared_file
 from vmloc_ros.ros.signals import EXIT_WITH_PARENT
