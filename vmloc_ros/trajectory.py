@@ -89,19 +89,34 @@ def write_tum(path: Path, trajectory: Trajectory) -> None:
     lines = []
     for stamp_ns, pose, quat in zip(trajectory.stamps_ns.tolist(), trajectory.poses_N44, quats, strict=True):
         numbers = " ".join(f"{value:.9f}" for value in (*pose[:3, 3], *(quat if quat[3] >= 0 else -quat)))
-        lines.append(f"{stamp_ns // NANOSECONDS}.{stamp_ns % NANOSECONDS:09d} {numbers}\n")
+        lines.append(f"{stamp_to_text(stamp_ns)} {numbers}\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     partial.write_text("".join(lines), encoding="ascii")
     os.replace(partial, path)
 
 
+def stamp_to_text(stamp_ns: int) -> str:
+    """Seconds with nine decimals."""
+    sign = "-" if stamp_ns < 0 else ""
+    return f"{sign}{abs(stamp_ns) // NANOSECONDS}.{abs(stamp_ns) % NANOSECONDS:09d}"
+
+
 def stamp_from_text(text: str) -> int:
-    """Nanoseconds of a decimal number of seconds, without going through a float (which has only 200 ns today)."""
-    whole, _, decimals = text.partition(".")
-    if not whole.lstrip("-").isdigit() or (decimals and not decimals.isdigit()):
-        return round(float(text) * NANOSECONDS)
-    return int(whole) * NANOSECONDS + int((decimals + "000000000")[:9])
+    """Nanoseconds of a decimal number of seconds, without going through a float (which has only 200 ns today).
+
+    Raises:
+        ValueError, OverflowError: not a number, not finite, or beyond 64 bits of nanoseconds.
+    """
+    sign = -1 if text.startswith("-") else 1
+    whole, _, decimals = text.removeprefix("-").partition(".")
+    if whole.isdecimal() and (not decimals or decimals.isdecimal()):
+        stamp_ns = sign * (int(whole) * NANOSECONDS + int((decimals + "000000000")[:9]))
+    else:
+        stamp_ns = round(float(text) * NANOSECONDS)
+    if not -(2**63) <= stamp_ns < 2**63:
+        raise OverflowError(f"{text} seconds do not fit 64 bits of nanoseconds")
+    return stamp_ns
 
 
 def read_tum(path: Path, max_gap_s: float = 1.0) -> Trajectory:
