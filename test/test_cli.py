@@ -106,6 +106,16 @@ def test_the_system_s_errors_name_the_file(monkeypatch: pytest.MonkeyPatch) -> N
     assert run("plot", "x") == (1, "", "vmloc: error: /somewhere/report.json: Permission denied\n")
 
 
+def test_a_missing_ros_is_said_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'rclpy.executors'", name="rclpy.executors")
+
+    monkeypatch.setattr("vmloc_ros.commands.plot.run_plot", fail)
+    status, _, error = run("plot", "x")
+    assert status == 1
+    assert re.fullmatch(r"vmloc: error: the ROS 2 package rclpy is not here: .*make setup.*\n", error)
+
+
 def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from vmloc_ros.report import Report
 
 INTERRUPTED = 130
+ROS_PACKAGES = {
+    "rclpy", "vmloc_msgs", "tf2_msgs", "geometry_msgs", "sensor_msgs", "nav_msgs", "std_msgs", "std_srvs",
+    "diagnostic_msgs", "lifecycle_msgs", "rosgraph_msgs", "rcl_interfaces", "builtin_interfaces",
+}  # fmt: skip
+"""What the commands on the ROS graph need, and a plain Python does not have."""
 
 
 class Funnel(TyperGroup):
@@ -35,6 +40,14 @@ class Funnel(TyperGroup):
             if detail:
                 print(detail, file=sys.stderr)
             _fail(str(error))
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in ROS_PACKAGES:
+                raise
+            _fail(
+                f"the ROS 2 package {package} is not here: `make setup && source .venv/ros_env.sh`, or source your ROS 2 "
+                "distribution and its workspace; `vmloc doctor` says more"
+            )
         except KeyboardInterrupt:
             print("vmloc: interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
@@ -213,7 +226,7 @@ def convert(
     from vmloc_ros.commands.convert import run_convert
     from vmloc_ros.files import write_json
 
-    options = {"lidar": lidar} if lidar is not None else {}
+    options: dict[str, Any] = {"lidar": lidar} if lidar is not None else {}
     result = run_convert(format.value, source, bag, odometry, start, duration, compressed, overwrite, **options)
     for note in result.notes:
         print(f"note: {note}")
