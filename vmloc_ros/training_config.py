@@ -88,8 +88,8 @@ class ObjectiveConfig(StrictModel):
     presence_as: Literal["drawn", "weighted"] = Field(
         "drawn",
         description="drawn: one of the three cases per sample and step (eq. 18; saves the absent modality's encoder). "
-        "weighted: the expectation of that, all three cases of a sample with its chances as weights, from one encoding: "
-        "a quarter more work per step, and much more signal for a modality alone.",
+        "weighted: the expectation of that, all three cases of a sample with its chances as weights, from one "
+        "encoding: a quarter more work per step, and much more signal for a modality alone.",
     )
 
     @field_validator("presence")

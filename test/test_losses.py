@@ -1,0 +1,205 @@
+"""The objective's equations, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from vmloc_ros.geometry import log_quaternion as log_quaternion_numpy
+from vmloc_ros.losses import (
+    decoder_loss,
+    encoder_factor,
+    geometric_loss,
+    importance_bound,
+    log_normal,
+    log_quaternion,
+    log_quaternion_difference,
+    log_weights,
+    norm,
+    normalised_weights,
+    vmloc_loss,
+)
+
+angles = st.one_of(st.floats(0.0, math.pi), st.sampled_from([0.0, 1e-12, 1e-8, 1e-4, math.pi - 1e-9, math.pi]))
+axes = st.tuples(st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1)).filter(lambda a: np.linalg.norm(a) > 0.1)
+
+
+@given(angles, axes, st.booleans())
+def test_log_quaternion_is_half_the_rotation_vector_everywhere(angle: float, axis: tuple, flip: bool) -> None:
+    rotation = Rotation.from_rotvec(angle * np.array(axis) / np.linalg.norm(axis))
+    quat = torch.tensor(rotation.as_quat() * (-1.0 if flip else 1.0), requires_grad=True)
+    result = log_quaternion(quat)
+    result.sum().backward()
+    assert torch.isfinite(result).all()
+    assert torch.isfinite(quat.grad).all()
+    back = Rotation.from_rotvec(2.0 * result.detach().numpy())
+    assert (back.inv() * rotation).magnitude() < 1e-7
+    assert result.norm().item() <= math.pi / 2 + 1e-9
+    if angle < math.pi - 1e-3:
+        assert np.allclose(result.detach().numpy(), log_quaternion_numpy(rotation.as_matrix()), atol=1e-7)
+
+
+@given(angles, axes, angles, axes)
+def test_rotation_difference_does_not_see_the_border(a: float, axis_a: tuple, b: float, axis_b: tuple) -> None:
+    """The error is that of the nearer logarithm of the same rotation: never more than the plain difference."""
+    predicted, target = (
+        torch.tensor(0.5 * angle * np.array(axis) / np.linalg.norm(axis), requires_grad=True)
+        for angle, axis in ((a, axis_a), (b, axis_b))
+    )
+    difference = log_quaternion_difference(predicted, target)
+    plain = (predicted - target).norm().item()
+    assert difference.norm().item() <= plain + 1e-9
+    difference.square().sum().backward()
+    assert torch.isfinite(predicted.grad).all()
+    if b < 0.9:
+        assert torch.equal(difference, predicted - target)
+
+
+def test_rotation_across_the_border_is_near() -> None:
+    predicted, target = torch.tensor([0.0, 0.0, 1.56]), torch.tensor([0.0, 0.0, -1.56])  # 178.8 and -178.8 degrees
+    assert log_quaternion_difference(predicted, target).norm().item() == pytest.approx(math.pi - 3.12, abs=1e-5)
+
+
+def test_geometric_loss_is_equation_11() -> None:
+    p, q = torch.tensor([[3.0, 4.0, 0.0]]), torch.tensor([[0.1, 0.0, 0.0]])
+    beta, gamma = torch.tensor(-1.0), torch.tensor(-3.0)
+    loss = geometric_loss(p, q, torch.zeros(1, 3), torch.zeros(1, 3), beta, gamma)
+    assert loss.item() == pytest.approx(5 * math.e - 1 + 0.1 * math.exp(3) - 3, rel=1e-5)
+    loss = geometric_loss(p, q, torch.zeros(1, 3), torch.zeros(1, 3), beta, gamma, "l1")
+    assert loss.item() == pytest.approx(7 * math.e - 1 + 0.1 * math.exp(3) - 3, rel=1e-5)
+
+
+def test_geometric_loss_gradients_against_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(4, 3, generator=generator, dtype=torch.float64) for _ in range(4)]
+    inputs[3][0] = torch.tensor([0.0, 0.0, 1.5])  # near the border
+    scalars = [torch.tensor(v, dtype=torch.float64) for v in (0.3, -1.2)]
+    arguments = [x.requires_grad_() for x in (*inputs, *scalars)]
+    assert torch.autograd.gradcheck(lambda *a: geometric_loss(*a), arguments)
+
+
+def test_norm_has_no_nan_gradient_at_zero() -> None:
+    x = torch.zeros(2, 3, requires_grad=True)
+    norm(x, "l2").sum().backward()
+    assert torch.equal(x.grad, torch.zeros(2, 3))
+
+
+def test_beta_settles_at_the_logarithm_of_the_mean_error() -> None:
+    """e^beta is a mean norm, not a standard deviation."""
+    beta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    errors = torch.tensor([[1.0, 0, 0], [3.0, 0, 0]], dtype=torch.float64)
+    zero = torch.zeros(2, 3, dtype=torch.float64)
+    optimum = math.log(2.0)
+    loss = geometric_loss(errors, zero, zero, zero, beta, torch.tensor(0.0, dtype=torch.float64)).mean()
+    loss.backward()
+    assert beta.grad.item() == pytest.approx(1.0 - 2.0 * math.exp(-0.7))
+    with torch.no_grad():
+        at = [
+            geometric_loss(errors, zero, zero, zero, torch.tensor(b, dtype=torch.float64), torch.tensor(0.0))
+            .mean()
+            .item()
+            for b in (optimum - 0.1, optimum, optimum + 0.1)
+        ]
+    assert at[1] < min(at[0], at[2])
+
+
+@given(st.floats(-3, 3), st.floats(-2, 2), st.floats(0.05, 5))
+def test_log_normal_against_torch(z: float, mean: float, variance: float) -> None:
+    expected = torch.distributions.Normal(mean, math.sqrt(variance)).log_prob(torch.tensor(z)).item()
+    value = log_normal(*(torch.tensor([x], dtype=torch.float64) for x in (z, mean, variance))).item()
+    assert value == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_log_weights_are_equation_15() -> None:
+    generator = torch.Generator().manual_seed(2)
+    z = torch.randn(3, 2, 4, generator=generator, dtype=torch.float64)
+    mean, variance = z[0] + 0.1, torch.full((2, 4), 0.3, dtype=torch.float64)
+    loss = torch.rand(3, 2, generator=generator, dtype=torch.float64)
+    normal = torch.distributions.Normal
+    expected = -loss + 0.2 * (normal(0.0, 1.0).log_prob(z).sum(-1) - normal(mean, variance.sqrt()).log_prob(z).sum(-1))
+    assert torch.allclose(log_weights(loss, z, mean, variance, 0.2), expected)
+
+
+def test_bound_tightens_with_more_samples() -> None:
+    """Equation 6, on a Gaussian whose log-evidence is known."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(64, 20000, 1, generator=generator, dtype=torch.float64)
+    zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    log_w = log_weights(-log_normal(z, one, 0.5 * one), z, zero, one, 1.0)  # q = prior; p(y | z) = N(1; z, 1/2)
+    bounds = [importance_bound(log_w[:k]).mean().item() for k in (1, 4, 16, 64)]
+    truth = log_normal(one, zero, 1.5 * one).item()
+    assert bounds == sorted(bounds)
+    assert bounds[-1] == pytest.approx(truth, abs=0.02)
+    assert bounds[0] < truth - 0.3
+
+
+def test_decoder_gradient_is_the_bounds() -> None:
+    log_w = torch.randn(5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    decoder_loss(log_w).backward()
+    gradient = log_w.grad.clone()
+    log_w.grad = None
+    (-importance_bound(log_w).mean()).backward()
+    assert torch.allclose(gradient, log_w.grad)
+    shares = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    log_w.grad = None
+    decoder_loss(log_w, shares).backward()
+    assert torch.allclose(log_w.grad.sum(dim=0), -shares)
+
+
+def test_encoder_factors() -> None:
+    weights = normalised_weights(torch.randn(4, 2, generator=torch.Generator().manual_seed(0)))
+    assert torch.allclose(weights.sum(dim=0), torch.ones(2))
+    assert torch.equal(encoder_factor(weights, 0.3, "paper"), weights)
+    assert torch.equal(encoder_factor(weights, 0.3, "plain"), torch.ones_like(weights))
+    assert torch.allclose(encoder_factor(weights, 0.3, "unbiased"), 0.7 + 0.3 * weights)
+    assert torch.allclose(encoder_factor(weights, 1.0, "unbiased"), weights)
+
+
+def encoder_gradients(rule: str, scale: float, samples: int, frames: int = 40000) -> Tensor:
+    """Per-frame gradients of the loss for a scalar mean and log-variance; y = 1 is decoded from z by z itself."""
+    generator = torch.Generator().manual_seed(7)
+    noise = torch.randn(samples, frames, 1, generator=generator, dtype=torch.float64)
+    mean = torch.full((frames, 1), 0.4, dtype=torch.float64, requires_grad=True)
+    logvar = torch.full((frames, 1), -0.7, dtype=torch.float64, requires_grad=True)
+    loss, _ = vmloc_loss(mean, logvar.exp(), noise, lambda z: (z[..., 0] - 1.0).abs() * 2.0, scale, rule)  # type: ignore[arg-type]
+    loss.backward()
+    return frames * torch.cat([mean.grad, logvar.grad], dim=1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1, 1e-6])
+def test_doubly_reparameterised_gradient_is_unbiased(scale: float) -> None:
+    """Its expectation is that of the plain gradient of the bound, within five standard errors (common noise)."""
+    plain, unbiased = (encoder_gradients(rule, scale, 10) for rule in ("plain", "unbiased"))
+    difference = plain - unbiased
+    standard_error = difference.std(dim=0) / math.sqrt(len(difference)) + 1e-12
+    assert (difference.mean(dim=0).abs() < 5.0 * standard_error + 1e-9).all()
+    if scale == 1.0:
+        assert (unbiased.var(dim=0) < plain.var(dim=0)).all()
+
+
+def test_the_papers_rule_is_biased_for_a_small_lambda() -> None:
+    plain, paper = (encoder_gradients(rule, 1e-6, 10) for rule in ("plain", "paper"))
+    assert abs(paper[:, 0].mean()) < 0.4 * abs(plain[:, 0].mean())
+
+
+def test_decoder_gets_single_weights_whatever_the_encoders_get() -> None:
+    """Equation 14 beside equation 13, from one backward pass."""
+    gradients = []
+    for rule in ("plain", "paper", "unbiased"):
+        generator = torch.Generator().manual_seed(3)
+        noise = torch.randn(6, 50, 2, generator=generator, dtype=torch.float64)
+        mean = torch.zeros(50, 2, dtype=torch.float64, requires_grad=True)
+        scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+        vmloc_loss(mean, torch.ones_like(mean), noise, lambda z, s=scale: (s * z - 1.0).square().sum(-1), 0.5, rule)[
+            0
+        ].backward()  # type: ignore[misc, arg-type]
+        gradients.append(scale.grad)
+    assert torch.allclose(gradients[0], gradients[1])
+    assert torch.allclose(gradients[0], gradients[2])

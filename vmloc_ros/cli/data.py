@@ -1,0 +1,98 @@
+"""Commands that make data and models: town, convert, train, evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vmloc_ros.cli.options import DatasetFormat, Json, say_wrote
+
+
+def town(
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    seed: Annotated[int, typer.Option(min=0, help="Everything follows from it.")] = 1,
+    traversals: Annotated[int, typer.Option(min=1, help="How many drives.")] = 5,
+    first: Annotated[int, typer.Option(min=0, help="Number of the first drive.")] = 0,
+    loop_m: Annotated[float, typer.Option(help="Length of the closed road.")] = 350.0,
+    laps: Annotated[float, typer.Option(help="How often a drive goes round.")] = 1.1,
+) -> None:
+    """Write a synthetic town in RobotCar's own on-disk format.
+
+    Example: vmloc town out/town --seed 1 --traversals 5
+    """
+    from vmloc_ros.commands.town import run_town
+
+    result = run_town(out, seed, traversals, loop_m, laps, first=first)
+    print(f"wrote {result.folder}: {len(result.traversals)} traversals, {result.facades} facades, {result.files} files")
+
+
+def convert(
+    format: Annotated[DatasetFormat, typer.Argument(help="Whose layout SRC has.")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="One recording, as its publishers ship it.")],
+    bag: Annotated[Path, typer.Argument(help="Folder to write (MCAP).")],
+    odometry: Annotated[
+        str | None, typer.Option(help="vo, oxts, kiss-icp, rgbd or none; by default the format's first.")
+    ] = None,
+    lidar: Annotated[
+        str | None, typer.Option(help="RobotCar: velodyne_left, velodyne_right, ldmrs, lms_front, lms_rear or none.")
+    ] = None,
+    start: Annotated[float, typer.Option(help="Seconds to leave out at the beginning.")] = 0.0,
+    duration: Annotated[float | None, typer.Option(help="Seconds to convert.")] = None,
+    compressed: Annotated[bool, typer.Option("--compressed", help="Keep JPEG and PNG images as they are.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bag of this name.")] = False,
+    json: Json = None,
+) -> None:
+    """Turn a dataset's recording into a rosbag2.
+
+    Example: vmloc convert robotcar 2014-06-26-09-24-58/ drive/ --lidar ldmrs --start 60 --duration 120
+    """
+    from vmloc_ros.commands.convert import run_convert
+
+    options: dict[str, Any] = {"lidar": lidar} if lidar is not None else {}
+    result = run_convert(format.value, source, bag, odometry, start, duration, compressed, overwrite, **options)
+    for note in result.notes:
+        print(f"note: {note}")
+    for reason, count in sorted(result.skipped.items()):
+        print(f"skipped {count}: {reason}")
+    counts = ", ".join(f"{topic} {count}" for topic, count in result.written.items())
+    print(f"wrote {bag}: {result.duration_s:.1f} s, {result.bytes / 1e6:.0f} MB; {counts}")
+    say_wrote(json, result.as_dict())
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="Training configuration (YAML); see models/*.yaml.")],
+    data: Annotated[Path, typer.Option(metavar="SRC", help="The dataset's folder as its publishers ship it.")],
+    out: Annotated[Path, typer.Option(help="The model's folder.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in OUT.")] = False,
+) -> None:
+    """Train a model.
+
+    Example: vmloc train models/town.yaml --data out/town --out models/town
+    """
+    from vmloc_ros.commands.train import run_train
+
+    run_train(config, data, out, resume)
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="The dataset's folder as its publishers ship it.")],
+    format: Annotated[DatasetFormat, typer.Option(help="Whose layout SRC has.")],
+    modalities: Annotated[str, typer.Option(help="Sensors that are there: rgb, depth or rgb,depth.")] = "",
+    corrupt: Annotated[
+        list[str] | None, typer.Option(metavar="MODALITY:LEVEL", help="As the paper's Table 4; may be repeated.")
+    ] = None,
+    recording: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:n.")] = "auto",
+    json: Json = None,
+) -> None:
+    """Measure the network alone, per modality and corruption, beside the retrieval baseline.
+
+    Example: vmloc evaluate models/town out/town --format town --modalities rgb,depth --corrupt rgb:1
+    """
+    from vmloc_ros.commands.evaluate import run_evaluate
+
+    chosen = [name.strip() for name in modalities.split(",") if name.strip()]
+    run_evaluate(model, source, format.value, chosen, corrupt or (), json, recording or (), device=device)

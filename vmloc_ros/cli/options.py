@@ -1,0 +1,33 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers as JSON.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", "--params", metavar="FILE", help="Parameters, as for the node.")
+]
+
+
+class DatasetFormat(StrEnum):
+    """Whose on-disk layout a dataset has."""
+
+    robotcar = "robotcar"
+    town = "town"
+    kitti = "kitti"
+    sevenscenes = "sevenscenes"
+
+
+def say_wrote(path: Path | None, content: Mapping[str, Any]) -> None:
+    """Writes JSON where a path is given, and says so."""
+    if path is not None:
+        from vmloc_ros.files import write_json
+
+        write_json(path, content)
+        print(f"wrote {path}")

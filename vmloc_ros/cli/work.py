@@ -1,0 +1,151 @@
+"""Commands that localize and that show what came of it: demo, localize, fuse, plot, bench, doctor, params."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vmloc_ros.cli.options import Config, Json, say_wrote
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("out/demo"),
+    model: Annotated[Path | None, typer.Option(help="Trained model; by default the town's own, models/town.")] = None,
+    worse_drift: Annotated[bool, typer.Option(help="Odometry as bad as RobotCar's LOOP.")] = False,
+    json: Json = None,
+) -> None:
+    """Watch the node find its way: a town's unseen drive, over a real ROS 2 graph, with sensors failing on the way.
+
+    Example: vmloc demo --out out/demo
+    """
+    from vmloc_ros.commands.demo import DemoPlan, run_demo
+
+    report = run_demo(out, model, DemoPlan(worse_drift=worse_drift)).report
+    say_wrote(json, report.model_dump(mode="json"))
+
+
+def localize(
+    bag: Annotated[Path, typer.Argument(help="Sensor data: MCAP or sqlite3.")],
+    model: Annotated[Path, typer.Option(help="Folder of a trained model.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("out/localize"),
+    config: Config = None,
+    use_stamps: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Use exactly the frames of this earlier run.")
+    ] = None,
+    plots: Annotated[bool, typer.Option(help="Draw figures.")] = True,
+    json: Json = None,
+) -> None:
+    """Run the whole pipeline over a bag, without ROS, as fast as it goes.
+
+    Example: vmloc localize drive/ --model models/town --out out/drive
+    """
+    from vmloc_ros.commands.localize import run_localize
+    from vmloc_ros.commands.tables import print_report
+
+    result = run_localize(bag, model, out, config, use_stamps, plots)
+    print_report(result.report)
+    for what, count in sorted(result.rejected.items()):
+        print(f"rejected {count}: {what}")
+    say_wrote(json, result.report.model_dump(mode="json"))
+    print(f"wrote {out}")
+
+
+def fuse(
+    odometry: Annotated[Path, typer.Argument(help="TUM file, or RobotCar's vo.csv.")],
+    poses: Annotated[Path, typer.Argument(help="TUM file of measured poses; 6 more columns are deviations.")],
+    out: Annotated[Path, typer.Option(help="TUM file to write.")],
+    sigma_m: Annotated[float | None, typer.Option(help="Position deviation where the file gives none.")] = None,
+    sigma_deg: Annotated[float | None, typer.Option(help="Rotation deviation where the file gives none.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="TUM file or ins.csv to measure against.")] = None,
+    odometry_extrinsics: Annotated[
+        str, typer.Option(metavar="'X Y Z QX QY QZ QW'", help="T_base_odometry; by default none, or RobotCar's.")
+    ] = "",
+    config: Config = None,
+    json: Json = None,
+) -> None:
+    """Run the filter alone, on files.
+
+    Example: vmloc fuse vo.csv poses.tum --out fused.tum --sigma-m 3 --sigma-deg 2
+    """
+    from vmloc_ros.commands.fuse import run_fuse
+    from vmloc_ros.config import load_config
+
+    extrinsics = [_number(word) for word in odometry_extrinsics.split()] or None
+    settings = load_config(config).filter if config is not None else None
+    result = run_fuse(odometry, poses, out, sigma_m, sigma_deg, extrinsics, truth, json, settings)
+    for name in ("odometry", "poses", "fused"):
+        words = [f"{result[name]['samples']} samples"]
+        if "position_m" in result[name]:
+            position, rotation = result[name]["position_m"], result[name]["rotation_deg"]
+            words.append(f"mean error {position['mean']:.2f} m {rotation['mean']:.2f} deg, max {position['max']:.2f} m")
+        print(f"{name}: {', '.join(words)}")
+    print(f"wrote {out}")
+
+
+def plot(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="That a run or a training wrote.")],
+    bag: Annotated[Path | None, typer.Option(help="The run's input, for overview.png: camera, lidar and map.")] = None,
+    at: Annotated[float | None, typer.Option(help="Which image of the bag, in seconds.")] = None,
+    config: Config = None,
+) -> None:
+    """Draw the figures of a run or a training again.
+
+    Example: vmloc plot out/demo --bag out/demo/input --at 5
+    """
+    from vmloc_ros.commands.plot import run_plot
+    from vmloc_ros.config import load_config
+
+    for path in run_plot(folder, bag, at, load_config(config) if config is not None else None):
+        print(f"wrote {path}")
+
+
+def bench(
+    model: Annotated[Path | None, typer.Option(help="Trained model; by default the town's own.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions.")] = False,
+    json: Json = None,
+) -> None:
+    """Measure how fast the parts are, each beside a reference timed in the same run.
+
+    Example: vmloc bench --json out/bench.json
+    """
+    from vmloc_ros.commands.bench import run_bench
+
+    run_bench(model, quick, json)
+
+
+def doctor(
+    model: Annotated[Path | None, typer.Option(help="A model's folder to try as well.")] = None,
+) -> None:
+    """Say what is wrong with this machine's set-up, and what to do about it.
+
+    Example: vmloc doctor --model models/town
+    """
+    from vmloc_ros.commands.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(model))
+
+
+def params(
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write them there instead of printing.")] = None,
+) -> None:
+    """Print every parameter of the node, with its default and its meaning.
+
+    Example: vmloc params --out localizer.yaml
+    """
+    from vmloc_ros.files import write_text
+    from vmloc_ros.parameter_file import render
+
+    if out is None:
+        print(render(), end="")
+        return
+    write_text(out, render())
+    print(f"wrote {out}")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number") from None
