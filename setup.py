@@ -110,7 +110,7 @@ setup(
     zip_safe=False,
     entry_points={
         "console_scripts": [
-            "vmloc = vmloc_ros.cli:main",
+            "vmloc = vmloc_ros.cli.entry:main",
             "localizer = vmloc_ros.ros.node:main",
         ],
     },
