@@ -44,7 +44,7 @@ OLDEST_PYTHON = (3, 11)
 NEWEST_WHEELS_PYTHON = (3, 14)
 NEEDED_DISK_GB = 12  # 7 for the environment, the rest for pip's downloads on the way
 MESSAGE_PACKAGES = {"tf2_msgs": ROOT / "bootstrap" / "tf2_msgs", "vmloc_msgs": ROOT / "msg"}
-SHARED_FOLDERS = ("launch", "config", "rviz", "models")
+SHARED_FOLDERS = tuple(ROOT / name for name in ("launch", "config", "rviz", "models"))
 DDS_PROFILE = ROOT / "config" / "fastdds.xml"
 
 
@@ -246,8 +246,9 @@ def link_project() -> None:
     pip's editable install covers the Python code and the commands; the rest are links into the checkout.
     """
     share = VENV / "share" / "vmloc_ros"
-    for name in ("package.xml", *SHARED_FOLDERS):
-        link(ROOT / name, share / name)
+    shutil.rmtree(share, ignore_errors=True)
+    for path in _files((ROOT / "package.xml", *SHARED_FOLDERS)):  # files, for `ros2 launch` follows no linked folders
+        link(path, share / path.relative_to(ROOT))
     index = VENV / "share" / "ament_index" / "resource_index" / "packages"
     link(ROOT / "resource" / "vmloc_ros", index / "vmloc_ros")
     for name in ("localizer", "vmloc"):
@@ -379,9 +380,9 @@ def wheels_steps() -> list[Step]:
              (constraints, *metadata)),
         Step("cmake", "CMake files of the ROS 2 wheels", rewrite_cmake_paths, own),
         Step("messages", "Message packages (20 s)", build_messages, tuple(MESSAGE_PACKAGES.values())),
-        Step("project", "Links to launch files, configuration and models", link_project, own),
         Step("script", "Environment script", write_wheels_script, own),
         Step("check", "A check of it all", check_environment),
+        Step("links", "Links to launch files, configuration and models", link_project, SHARED_FOLDERS),
     ]  # fmt: skip
 
 
@@ -411,14 +412,13 @@ def distribution_steps() -> list[Step]:
     check_compiler()
     distribution = os.environ.get("ROS_DISTRO", "")
     metadata = tuple(ROOT / name for name in ("setup.py", "setup.cfg", "package.xml", "resource", "vmloc_ros"))
-    shared = tuple(ROOT / name for name in SHARED_FOLDERS)
     return [
         Step("venv", "A virtual environment on top of the system's packages",
              lambda: make_venv("--system-site-packages", setuptools="setuptools>=70.1"),  # builds wheels itself
              values=(distribution, str(VENV), sys.version)),
         Step("packages", "Python packages without a system package",
              lambda: install_packages("lidar,test", write_system_constraints()), (ROOT / "setup.py",)),
-        Step("colcon", "colcon build", colcon_build, (*metadata, ROOT / "msg", *shared)),
+        Step("colcon", "colcon build", colcon_build, (*metadata, ROOT / "msg", *SHARED_FOLDERS)),
         Step("script", "Environment script", write_distribution_script),
         Step("check", "A check of it all", check_environment),
     ]  # fmt: skip

@@ -165,8 +165,13 @@ def test_all_subpackages_are_installed_and_nothing_else(metadata: dict[str, Any]
 def test_executables_exist(metadata: dict[str, Any]) -> None:
     for script in metadata["entry_points"]["console_scripts"]:
         module, function = re.fullmatch(r"\w+ = ([\w.]+):(\w+)", script).groups()  # type: ignore[union-attr]
-        path = PROJECT / (module.replace(".", "/") + ".py")
-        names = {node.name for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)}
+        base = PROJECT / module.replace(".", "/")
+        path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+        body = ast.parse(path.read_text("utf-8")).body
+        names = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+        names |= {
+            alias.asname or alias.name for node in body if isinstance(node, ast.ImportFrom) for alias in node.names
+        }
         assert function in names, f"{script}: {path} has no such function"
 
 
