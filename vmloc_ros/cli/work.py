@@ -134,14 +134,10 @@ def params(
 
     Example: vmloc params --out localizer.yaml
     """
-    from vmloc_ros.files import write_text
-    from vmloc_ros.parameter_file import render
+    from vmloc_ros.commands.params import run_params
 
-    if out is None:
-        print(render(), end="")
-        return
-    write_text(out, render())
-    print(f"wrote {out}")
+    text = run_params(out)
+    print(text if out is None else f"wrote {out}\n", end="")
 
 
 def _number(text: str) -> float:
