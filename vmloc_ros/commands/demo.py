@@ -47,6 +47,7 @@ class DemoPlan:
         laps: how often the drive goes round.
         worse_drift: odometry as bad as RobotCar's LOOP (4 % over 100 m, 0.25 mrad per metre).
         outages: seconds from the bag's start; `missing` as in the report.
+        rate: of the playback.
         town: further fields of `TownConfig`.
     """
 
@@ -60,6 +61,7 @@ class DemoPlan:
         Outage(46.0, 51.0, "rgb+depth"),
     )
     town: dict[str, Any] = field(default_factory=dict)
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def run_demo(
     """
     plan, steps = plan or DemoPlan(), Steps(console or Console())
     model = model if model is not None else packaged_model()
-    node_config(model)  # a model that cannot be used is said now, not after the drive
+    config = node_config(model)  # a model that cannot be used is said now, not after the drive
     prepare_folder(out, plan, model)
     with steps.step("a drive through the town that the model has not seen", live=True):
         write_drive(out, plan, steps.console.is_terminal)
@@ -95,11 +97,11 @@ def run_demo(
         convert_drive(out, steps.console.is_terminal)
         check_outages(out, plan)
     with steps.step("node, recorder and player, separate processes on a ROS graph", live=True):
-        published = run_graph(out, model, plan, steps)
+        published = run_graph(out, config, plan, steps)
     with steps.step("report and figures"):
-        log = read_log(out, model, plan, published)
+        log = read_log(out, model, config, plan, published)
         report = write_run(log, out)
-        figures = draw(out, model)
+        figures = draw(out, config)
     steps.console.print()
     print_report(report, steps.console)
     steps.console.print(f"[{steps.elapsed_s:.0f} s] wrote {out}: report.json, trajectories, {OUTPUTS}/ (MCAP) and")
@@ -210,9 +212,8 @@ def node_config(model: Path) -> LocalizerConfig:
 # ---------------------------------------------------------------------------------------------------------- the graph
 
 
-def run_graph(out: Path, model: Path, plan: DemoPlan, steps: Steps) -> dict[str, int]:
-    """Plays the bag past the node and records what it says; returns the messages that were sent, by role."""
-    config = node_config(model)
+def run_graph(out: Path, config: LocalizerConfig, plan: DemoPlan, steps: Steps) -> dict[str, int]:
+    """Plays the bag `out/input` past a node and records what it says; returns the messages that were sent, by role."""
     files.write_yaml(out / PARAMS, config.model_dump(mode="json", exclude_defaults=True))
     with private_graph() as environment, Processes(out / LOGS, environment) as processes:
         processes.start("node", ["node", "--params", str(out / PARAMS)])
@@ -242,11 +243,11 @@ def _play(out: Path, plan: DemoPlan, topics: TopicNames, processes: Processes, s
         name for kind in (EventKind.IMAGE, EventKind.CLOUD, EventKind.ODOMETRY) if (name := reader.topic_of(kind))
     )
     drops = tuple(f"{name}:{o.from_s}:{o.to_s}" for o in plan.outages for name in _silenced(reader, o.missing))
-    arguments = ["play", str(out / INPUT), "--json", str(out / PLAYED), "--wait", "20"]
+    arguments = ["play", str(out / INPUT), "--json", str(out / PLAYED), "--wait", "20", "--rate", str(plan.rate)]
     arguments += [*_repeated("--topics", tuple(sent)), *_repeated("--wait-topic", waited), *_repeated("--drop", drops)]
     processes.start("player", arguments)
     view = LiveView(reader.truth(), reader.start_ns, length_s, plan.outages)
-    deadline_s = time.monotonic() + length_s + SLOW_S
+    deadline_s = time.monotonic() + length_s / plan.rate + SLOW_S
     with view.shown(steps.console):
         while processes.children["player"].process.poll() is None and time.monotonic() < deadline_s:
             processes.check("node", "recorder", "watch")
@@ -282,20 +283,19 @@ def published_by_role(out: Path, topics: TopicNames) -> dict[str, int]:
 # -------------------------------------------------------------------------------------------------------------- after
 
 
-def read_log(out: Path, model: Path, plan: DemoPlan, published: dict[str, int]) -> RunLog:
+def read_log(out: Path, model: Path, config: LocalizerConfig, plan: DemoPlan, published: dict[str, int]) -> RunLog:
     """What the recorder wrote, beside what was played."""
     from dataclasses import replace
 
     from vmloc_ros.commands.baseline import retrieval_poses
     from vmloc_ros.run_outputs import log_of_node_run
 
-    config = node_config(model)
     log = log_of_node_run(out / OUTPUTS, out / INPUT, config.topics, plan.outages, published)
     return replace(log, retrieval=retrieval_poses(out / INPUT, model, config, log.frames))
 
 
-def draw(out: Path, model: Path) -> list[Path]:
+def draw(out: Path, config: LocalizerConfig) -> list[Path]:
     """The figures, with one image of the drive."""
     from vmloc_ros.commands.plot import run_plot
 
-    return run_plot(out, out / INPUT, 5.0, node_config(model))
+    return run_plot(out, out / INPUT, 5.0, config)
