@@ -59,7 +59,7 @@ def frame_at(share: float, stamp_ns: int, modalities: tuple[str, ...] = ("rgb", 
     """What a camera sees after a share of the way: a pattern that moves, and a wall that comes nearer."""
     x = np.linspace(0.0, 1.0, CAMERA.width)[None, :]
     y = np.linspace(0.0, 1.0, CAMERA.height)[:, None]
-    waves = [np.sin(9.0 * (x + share) + k) * np.cos(7.0 * (y - 0.5 * share) + 2.0 * k) for k in range(3)]
+    waves = [np.sin(4.0 * (x + share) + k) * np.cos(3.0 * (y - 0.5 * share) + 2.0 * k) for k in range(3)]
     rgb = (127.5 + 100.0 * np.stack(waves, axis=2)).astype(np.uint8)
     depth = (9.0 - 5.0 * share + 2.0 * np.sin(6.0 * (x + 2.0 * share)) * y).astype(np.float32)
     depth[::5] = 0.0

@@ -130,7 +130,7 @@ def test_absent_modality_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_network_refuses_what_it_has_no_expert_for() -> None:
-    rgb, depth = images(0, 1)
+    _, depth = images(0, 1)
     network = VMLoc(CONFIG.model_copy(update={"modalities": ["rgb"]}))
     with pytest.raises(ModelInputError, match="depth"):
         network({"depth": Present(depth, torch.arange(1))}, 1)

@@ -21,11 +21,11 @@ SEVENSCENES_START_NS = 1_000_000_000_000_000_000
 def positions_of(store: SampleStore, data: DataConfig) -> NDArray[np.float64]:
     """What the blocks of `hold_out` count: frame numbers (7-Scenes), else seconds since the recording's first frame."""
     if data.format == FRAME_NUMBERS_FORMAT:
-        return np.rint((store.stamps_ns - SEVENSCENES_START_NS) * 1e-9 * SEVENSCENES_RATE_HZ)
+        return np.rint((store.stamps_ns - SEVENSCENES_START_NS) / 1e9 * SEVENSCENES_RATE_HZ)
     first = np.zeros(len(store.recordings), dtype=np.int64)
     for index in range(len(first)):
         first[index] = store.stamps_ns[store.recording_of == index].min()
-    return np.asarray((store.stamps_ns - first[store.recording_of]) * 1e-9)
+    return np.asarray((store.stamps_ns - first[store.recording_of]) / 1e9)
 
 
 def in_blocks(positions: NDArray[np.float64], blocks: Sequence[str]) -> NDArray[np.bool_]:

@@ -91,7 +91,14 @@ class TorchRuntime:
 
 
 def poses_and_scatter(position_KN3: Array, log_quat_KN3: Array, normalisation: Normalisation) -> tuple[Array, Array]:
-    """Poses (N, 4, 4) of the first row, and the second moment (N, 6, 6) of the others about it, in camera axes."""
+    """Poses (N, 4, 4) of the first row, and the second moment (N, 6, 6) of the others about it, in camera axes.
+
+    Frames whose numbers are not all finite come out as NaN.
+    """
+    finite_KN3 = np.isfinite(position_KN3) & np.isfinite(log_quat_KN3)
+    bad_N = np.logical_not(finite_KN3.all(axis=2).all(axis=0)).reshape(-1)
+    position_KN3 = np.where(bad_N[:, None], 0.0, position_KN3)
+    log_quat_KN3 = np.where(bad_N[:, None], 0.0, log_quat_KN3)
     reference = Rotation.from_quat(normalisation.rotation_reference_xyzw)
     samples, count = position_KN3.shape[:2]
     rotations = reference * Rotation.from_rotvec(2.0 * log_quat_KN3.reshape(-1, 3))
@@ -104,4 +111,6 @@ def poses_and_scatter(position_KN3: Array, log_quat_KN3: Array, normalisation: N
     offsets[..., :3] = np.einsum("kni,nij->knj", moved, R_KN33[0])
     relative = np.einsum("nji,knjl->knil", R_KN33[0], R_KN33[1:])
     offsets[..., 3:] = Rotation.from_matrix(relative.reshape(-1, 3, 3)).as_rotvec().reshape(samples - 1, count, 3)
-    return poses, np.einsum("kni,knj->nij", offsets, offsets) / (samples - 1)
+    scatter = np.einsum("kni,knj->nij", offsets, offsets) / (samples - 1)
+    poses[bad_N, :3], scatter[bad_N] = np.nan, np.nan
+    return poses, scatter
