@@ -127,9 +127,9 @@ class ModelConfig(StrictModel):
 class FilterConfig(StrictModel):
     window_s: float = Field(3.0, gt=0.0, description="History kept for late measurements.")
     noise_m_per_m: float = Field(
-        0.03, ge=0.0, description="Odometry position deviation per metre driven (white, per sqrt(m))."
+        0.15, ge=0.0, description="Odometry position deviation per metre driven (white, per sqrt(m))."
     )
-    noise_rad_per_m: float = Field(0.004, ge=0.0, description="Odometry rotation deviation per sqrt(metre).")
+    noise_rad_per_m: float = Field(0.02, ge=0.0, description="Odometry rotation deviation per sqrt(metre).")
     noise_rad_per_rad: float = Field(0.03, ge=0.0, description="Odometry rotation deviation per sqrt(radian) turned.")
     noise_m_per_s: float = Field(0.005, ge=0.0, description="Position deviation per sqrt(second), also when standing.")
     noise_rad_per_s: float = Field(0.001, ge=0.0, description="Rotation deviation per sqrt(second).")
@@ -137,16 +137,16 @@ class FilterConfig(StrictModel):
         False, description="Take increment noise from the twist covariance x dt where it is given and positive."
     )
     measurement_inflation: float = Field(
-        1.0, ge=1.0, description="Multiplies the measurements' covariance: their errors are correlated in time."
+        1.3, ge=1.0, description="Multiplies the measurements' covariance: networks are surer than they should be."
     )
     measurement_correlation_s: float = Field(
-        1.0,
+        1.5,
         ge=0.0,
         description="Correlation time of the measurements' errors: measurements closer in time than this inform less. "
         "0: independent errors.",
     )
     student_t_dof: float = Field(
-        0.0, ge=0.0, description="Degrees of freedom of the robust Student-t weight inside the gate; 0: off (Gaussian)."
+        2.0, ge=0.0, description="Degrees of freedom of the robust Student-t weight inside the gate; 0: off (Gaussian)."
     )
     gate_probability: float = Field(
         0.9999, gt=0.5, lt=1.0, description="A measurement outside this share of its distribution is gated."
@@ -155,7 +155,7 @@ class FilterConfig(StrictModel):
         8, ge=2, description="So many gated measurements in a row that agree among themselves re-initialise the filter."
     )
     relocalize_span_s: float = Field(
-        1.0, ge=0.0, description="Such a streak must last at least so long: errors in quick succession are alike."
+        3.0, ge=0.0, description="Such a streak must last at least so long: errors in quick succession are alike."
     )
     initialize_after: int = Field(
         3, ge=1, description="So many measurements that agree among themselves start the filter."
@@ -164,7 +164,7 @@ class FilterConfig(StrictModel):
         0.5, ge=0.0, description="A measurement further than this ahead of the newest data is refused."
     )
     max_odometry_gap_s: float = Field(
-        1.0, gt=0.0, description="A longer silence of the odometry is bridged with `gap_noise_m_per_s`, and counted."
+        0.5, gt=0.0, description="A longer silence of the odometry is bridged with `gap_noise_m_per_s`, and counted."
     )
     gap_noise_m_per_s: float = Field(3.0, ge=0.0, description="Position deviation per second of an odometry gap.")
     gap_noise_rad_per_s: float = Field(0.3, ge=0.0, description="Rotation deviation per second of an odometry gap.")
