@@ -17,14 +17,19 @@ def town(
     first: Annotated[int, typer.Option(min=0, help="Number of the first drive.")] = 0,
     loop_m: Annotated[float, typer.Option(help="Length of the closed road.")] = 350.0,
     laps: Annotated[float, typer.Option(help="How often a drive goes round.")] = 1.1,
+    worse_drift: Annotated[
+        bool, typer.Option("--worse-drift", help="Visual odometry as bad as on RobotCar's LOOP.")
+    ] = False,
 ) -> None:
     """Write a synthetic town in RobotCar's own on-disk format.
 
     Example: vmloc town out/town --seed 1 --traversals 5
     """
     from vmloc_ros.commands.town import run_town
+    from vmloc_ros.datasets.town_drive import LOOP_DRIFT
 
-    result = run_town(out, seed, traversals, loop_m, laps, first=first)
+    drift = LOOP_DRIFT if worse_drift else None
+    result = run_town(out, seed, traversals, loop_m, laps, drift, first=first)
     print(f"wrote {result.folder}: {len(result.traversals)} traversals, {result.facades} facades, {result.files} files")
 
 
@@ -38,6 +43,13 @@ def convert(
     lidar: Annotated[
         str | None, typer.Option(help="RobotCar: velodyne_left, velodyne_right, ldmrs, lms_front, lms_rear or none.")
     ] = None,
+    camera: Annotated[str | None, typer.Option(help="RobotCar: stereo/centre, mono_left, ...")] = None,
+    frames: Annotated[
+        str | None, typer.Option(help="7-Scenes: which frames, such as 600-649 or 0-149,200-349.")
+    ] = None,
+    extrinsics: Annotated[Path | None, typer.Option(help="RobotCar: folder of the mountings.")] = None,
+    models: Annotated[Path | None, typer.Option(help="RobotCar: folder of the camera models.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="KITTI: folder of the calib_*.txt files.")] = None,
     start: Annotated[float, typer.Option(help="Seconds to leave out at the beginning.")] = 0.0,
     duration: Annotated[float | None, typer.Option(help="Seconds to convert.")] = None,
     compressed: Annotated[bool, typer.Option("--compressed", help="Keep JPEG and PNG images as they are.")] = False,
@@ -50,7 +62,9 @@ def convert(
     """
     from vmloc_ros.commands.convert import run_convert
 
-    options: dict[str, Any] = {"lidar": lidar} if lidar is not None else {}
+    given = {"lidar": lidar, "camera": camera, "frames": frames, "extrinsics": extrinsics}
+    given |= {"models": models, "calibration": calibration}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     result = run_convert(format.value, source, bag, odometry, start, duration, compressed, overwrite, **options)
     for note in result.notes:
         print(f"note: {note}")
@@ -85,6 +99,7 @@ def evaluate(
         list[str] | None, typer.Option(metavar="MODALITY:LEVEL", help="As the paper's Table 4; may be repeated.")
     ] = None,
     recording: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
+    frames: Annotated[str | None, typer.Option(help="7-Scenes: which frames, such as 600-649.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:n.")] = "auto",
     json: Json = None,
 ) -> None:
@@ -95,4 +110,5 @@ def evaluate(
     from vmloc_ros.commands.evaluate import run_evaluate
 
     chosen = [name.strip() for name in modalities.split(",") if name.strip()]
-    run_evaluate(model, source, format.value, chosen, corrupt or (), json, recording or (), device=device)
+    options: dict[str, Any] = {"frames": frames, "odometry": "none"} if frames else {}
+    run_evaluate(model, source, format.value, chosen, corrupt or (), json, recording or (), options, device)
