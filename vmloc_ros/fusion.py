@@ -43,6 +43,7 @@ class Fusion:
     Attributes:
         odometry: the odometry of the window as it came (it starts anew after a jump).
         epoch: how often the filter has started over (`reset`, or a clock that jumped).
+        reset_reason: why it last did.
     """
 
     def __init__(self, config: FilterConfig, frames: FrameNames) -> None:
@@ -56,6 +57,7 @@ class Fusion:
         self._future_ns = round(config.future_tolerance_s * NANOSECONDS)
         self.odometry = OdometryBuffer(config.window_s)
         self.epoch = 0
+        self.reset_reason = ""
 
     # -------------------------------------------------------------------------------------------------------- odometry
 
