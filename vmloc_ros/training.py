@@ -73,7 +73,7 @@ class Objective(nn.Module):
         return vmloc_loss(mean, variance, noise, loss_of, scale, rule, share)
 
     def _cases(self, experts: dict[str, Expert], count: int) -> list[tuple[Posterior, Tensor]]:
-        """Both modalities, RGB alone, depth alone: posteriors, and the samples' shares of the loss (eq. 18 as weights)."""
+        """Both modalities, RGB alone, depth alone: posteriors and sample weights (eq. 18 in expectation)."""
         names = [Modality.RGB.value, Modality.DEPTH.value]
         has = {name: torch.zeros(count, device=self.beta.device) for name in names}
         for name in names:

@@ -15,7 +15,9 @@ from vmloc_ros import files
 from vmloc_ros.checkpoint import fill_network, read_tensors
 from vmloc_ros.errors import CheckpointError
 
-STATE = "training_state.safetensors"
+WORK = "work"
+"""Inside a training's folder: prepared samples and the state to resume from; not part of the model."""
+STATE = f"{WORK}/training_state.safetensors"
 
 
 @dataclass

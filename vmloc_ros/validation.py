@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from vmloc_ros.geometry import Array, inverse, log_se3
+from vmloc_ros.geometry import Array
+from vmloc_ros.metrics import pose_error_6, spread
 from vmloc_ros.networks.config import NetworkConfig
 from vmloc_ros.networks.inputs import centre_crop
 from vmloc_ros.runtimes.torch import Runtime
@@ -39,22 +40,13 @@ class ModeErrors:
 
 
 def error_summary(position_m: Array, rotation_deg: Array) -> dict[str, object]:
-    """Mean, median, 95th percentile and maximum of errors, and their number."""
-
-    def statistics(values: Array) -> dict[str, float]:
-        return {
-            "mean": float(np.mean(values)),
-            "median": float(np.median(values)),
-            "p95": float(np.percentile(values, 95.0)),
-            "max": float(np.max(values)),
-        }
-
-    return {"position_m": statistics(position_m), "rotation_deg": statistics(rotation_deg), "n": len(position_m)}
+    """`E` of the reports: mean, median, 95th percentile and maximum, and how many."""
+    return {"position_m": spread(position_m), "rotation_deg": spread(rotation_deg), "n": len(position_m)}
 
 
 def pose_errors(T_hat_N44: Array, T_N44: Array) -> tuple[Array, Array, Array]:
     """Tangent errors (N, 6), position errors in metres and rotation errors in degrees (N,)."""
-    tangent = np.array([log_se3(inverse(T_hat) @ T) for T_hat, T in zip(T_hat_N44, T_N44, strict=True)]).reshape(-1, 6)
+    tangent = np.array([pose_error_6(T_hat, T) for T_hat, T in zip(T_hat_N44, T_N44, strict=True)]).reshape(-1, 6)
     position = np.linalg.norm(T_hat_N44[:, :3, 3] - T_N44[:, :3, 3], axis=1)
     relative = np.einsum("nji,njk->nik", T_hat_N44[:, :3, :3], T_N44[:, :3, :3])
     return tangent, position, np.rad2deg(Rotation.from_matrix(relative).magnitude())

@@ -13,12 +13,12 @@ from rich.table import Table
 from vmloc_ros import files
 from vmloc_ros.assembly import labelled_frames
 from vmloc_ros.checkpoint import RETRIEVAL
-from vmloc_ros.config import LocalizerConfig, ModelConfig
+from vmloc_ros.config import LocalizerConfig, ModelConfig, TopicNames
 from vmloc_ros.datasets.base import Recording
-from vmloc_ros.datasets.open import open_recordings
 from vmloc_ros.errors import ConfigError
 from vmloc_ros.evaluation import Evaluation, evaluate, frame_config, modes_for, parse_corruption
 from vmloc_ros.localizer import load_localizer
+from vmloc_ros.recordings import open_any
 from vmloc_ros.retrieval import Retrieval
 from vmloc_ros.samples import Labelled
 
@@ -54,7 +54,7 @@ def run_evaluate(
     if localizer.fallback:
         console.print(localizer.fallback)
     modes = modes_for(localizer.card, list(modalities) or list(localizer.card.network.modalities))
-    opened = open_recordings(format, source, **(options or {}))
+    opened = open_any(format, source, TopicNames(), options or {})
     chosen = [recording for recording in opened if not recordings or recording.name in recordings]
     unknown = sorted(set(recordings) - {recording.name for recording in opened})
     if unknown:

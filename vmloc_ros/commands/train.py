@@ -31,23 +31,24 @@ from vmloc_ros.checkpoint import (
     save_model,
 )
 from vmloc_ros.datasets.base import Recording
-from vmloc_ros.datasets.open import open_recordings
 from vmloc_ros.errors import ConfigError, TrainingError
 from vmloc_ros.localizer import choose_device, modes_of
 from vmloc_ros.networks.config import Normalisation
 from vmloc_ros.networks.vmloc import VMLoc
 from vmloc_ros.plots import plot_training
+from vmloc_ros.recordings import open_any
 from vmloc_ros.retrieval import write_retrieval
 from vmloc_ros.runtimes.torch import TorchRuntime
 from vmloc_ros.samples import Labelled, SampleStore, build_store, open_store
 from vmloc_ros.split import split
 from vmloc_ros.training import Row, Trained, train
 from vmloc_ros.training_config import DataConfig, TrainingConfig, load_training_config
+from vmloc_ros.training_state import WORK
 from vmloc_ros.types import Mode
 from vmloc_ros.uncertainty import calibrate
 from vmloc_ros.validation import ModeErrors, validate
 
-CACHE = "cache"
+SAMPLES = "samples"
 
 
 def run_train(config_path: Path, data: Path, out: Path, resume: bool = False) -> Path:
@@ -65,8 +66,10 @@ def run_train(config_path: Path, data: Path, out: Path, resume: bool = False) ->
     config = load_training_config(config_path)
     console = Console(stderr=True)
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    recordings = choose_recordings(open_recordings(config.data.format, data, **config.data.options), config.data)
-    store = prepare(config, recordings, out / CACHE, console)
+    recordings = choose_recordings(
+        open_any(config.data.format, data, config.localizer.topics, config.data.options), config.data
+    )
+    store = prepare(config, recordings, out / WORK / SAMPLES, console)
     train_samples, validation_samples = split(store, config.data, config.network)
     check_sizes(config, train_samples, validation_samples)
     files.write_yaml(out / CONFIG, config.model_dump(mode="json"))
