@@ -24,10 +24,11 @@ from worlds import (
     true_pose,
 )
 
-from vmloc_ros.config import FilterConfig, FrameNames, InputConfig, LocalizerConfig
-from vmloc_ros.geometry import Array, exp_se3, inverse
-from vmloc_ros.pipeline import Outputs, Pipeline
-from vmloc_ros.types import Event, EventKind, InitialPose, Modality, Mode, Verdict
+from vmloc_ros.config import FilterConfig, FrameNames, InputConfig, LocalizerConfig, ProjectionConfig
+from vmloc_ros.geometry import Array, exp_se3, inverse, make_pose
+from vmloc_ros.outputs import Outputs
+from vmloc_ros.pipeline import Pipeline
+from vmloc_ros.types import Event, EventKind, InitialPose, Modality, Mode, RawScan, StaticTransform, Verdict
 
 CONFIG = LocalizerConfig()
 
@@ -308,3 +309,38 @@ def test_reset_forgets_the_pose_and_the_drive_goes_on() -> None:
             assert pipeline.reset("asked for").resets == ["asked for"]
             assert pipeline.take() is None
     assert [s.mode for s in total.statuses][-1] is Mode.RGB_DEPTH
+
+
+def scan(stamp_ns: int) -> Event:
+    """A push-broom scanner that looks to the left: a wall 6 m beside the road."""
+    angles = np.deg2rad(np.arange(-45.0, 46.0))
+    ranges = (6.0 / np.cos(angles)).astype(np.float32)
+    raw = RawScan(stamp_ns, "scanner", float(angles[0]), float(np.deg2rad(1.0)), 0.0, 0.1, 50.0, ranges)
+    return Event(EventKind.SCAN, stamp_ns, raw)
+
+
+def test_a_push_broom_scanner_sees_what_the_camera_saw_only_around_the_image() -> None:
+    """Straight road: what is beside the vehicle now was never in view of a camera that looks ahead *before*."""
+    sideways = make_pose(np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), [0.0, 0.0, 1.0])
+    stamps = [START_NS + k * SECOND // 20 for k in range(120)]
+    events = [Event(EventKind.STATIC_TRANSFORM, 0, StaticTransform("base_link", "scanner", sideways))]
+    events += mountings()
+    for k, stamp in enumerate(stamps):
+        events += [odometry(stamp, make_pose(np.eye(3), [0.4 * k, 0.0, 0.0])), scan(stamp)]
+        if k % 10 == 0:
+            events += [camera_info(stamp), image(stamp)]
+    returns = {}
+    for accumulate in ("past", "around"):
+        config = LocalizerConfig(
+            input=InputConfig(depth_source="scan"),
+            projection=ProjectionConfig(accumulate=accumulate, window_s=2.5, width=64, height=48),  # type: ignore[arg-type]
+        )
+        pipeline, outputs = run(events, config)
+        middle = [f for f in outputs.frames if START_NS + 2 * SECOND < f.stamp_ns < START_NS + 4 * SECOND]
+        assert middle
+        returns[accumulate] = [0 if f.depth_m is None else int(np.count_nonzero(f.depth_m)) for f in middle]
+        if accumulate == "past":
+            assert "projection.accumulate: around" in middle[0].absent[Modality.DEPTH]
+        assert pipeline.current_problems()["sensors"].startswith("input.depth_source is scan")
+    assert max(returns["past"]) == 0
+    assert min(returns["around"]) > 100

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vmloc_ros.config import InputConfig, ProjectionConfig
 from vmloc_ros.geometry import Array, exp_se3, make_pose
 from vmloc_ros.types import (
     CameraInfo,
@@ -119,6 +120,8 @@ class ScriptedCard:
     """The part of a model's card that the pipeline reads."""
 
     camera: PinholeIntrinsics = CAMERA
+    input: InputConfig = field(default_factory=InputConfig)
+    projection: ProjectionConfig = field(default_factory=ProjectionConfig)
 
 
 @dataclass

@@ -11,21 +11,19 @@ from numpy.typing import NDArray
 
 from vmloc_ros.accumulation import accumulate
 from vmloc_ros.camera import Rectifier, same_calibration
-from vmloc_ros.clock import ClockVerdict, DataClock
+from vmloc_ros.clock import ClockVerdict
 from vmloc_ros.clouds import Cloud, decode_cloud
-from vmloc_ros.config import LocalizerConfig
+from vmloc_ros.config import InputConfig, LocalizerConfig, ProjectionConfig
 from vmloc_ros.datasets.base import Recording
 from vmloc_ros.errors import CameraError, MessageError, TransformError
 from vmloc_ros.extrinsics import Extrinsics, pose_from_list
+from vmloc_ros.frame_source import FrameParts, FrameSource
 from vmloc_ros.geometry import Array, inverse, transform_points
 from vmloc_ros.images import decode_depth, decode_image
-from vmloc_ros.odometry import OdometryBuffer
-from vmloc_ros.pairing import Pairing
 from vmloc_ros.projection import project_cylindrical, project_pinhole
 from vmloc_ros.types import (
     CameraInfo,
     EncodedImage,
-    Event,
     EventKind,
     Frame,
     FrameKey,
@@ -36,54 +34,8 @@ from vmloc_ros.types import (
     RawScan,
 )
 
-KEPT_MESSAGES = 64
-"""Images kept while their frames wait; at 30 Hz two seconds."""
-KEPT_NS = 25_000_000_000
-"""How long clouds are kept: longer than the longest window around an image."""
 CONSTANT_STRIDE = 4
 """Every so many pixels are looked at to see whether an image is constant."""
-
-
-@dataclass(frozen=True, slots=True)
-class FrameParts:
-    """The messages of one frame, taken out of the store so that they can be decoded without holding its lock."""
-
-    key: FrameKey
-    image: RawImage | EncodedImage | None
-    depths: tuple[RawImage | EncodedImage | RawCloud | RawScan, ...]
-    info: CameraInfo | None
-    odometry: OdometryBuffer
-
-
-class Store:
-    """Recent messages by stamp, bounded."""
-
-    def __init__(self) -> None:
-        self._images: dict[int, RawImage | EncodedImage] = {}
-        self._depths: dict[int, RawImage | EncodedImage | RawCloud | RawScan] = {}
-        self.info: CameraInfo | None = None
-
-    def clear(self) -> None:
-        """Drops the messages; the calibration stays."""
-        self._images.clear()
-        self._depths.clear()
-
-    def add_image(self, payload: RawImage | EncodedImage) -> None:
-        self._images[payload.stamp_ns] = payload
-        while len(self._images) > KEPT_MESSAGES:
-            del self._images[min(self._images)]
-
-    def add_depth(self, payload: RawImage | EncodedImage | RawCloud | RawScan, keep_ns: int) -> None:
-        self._depths[payload.stamp_ns] = payload
-        oldest = max(self._depths) - keep_ns
-        for stamp_ns in [stamp for stamp in self._depths if stamp < oldest]:
-            del self._depths[stamp_ns]
-
-    def gather(self, key: FrameKey, odometry: OdometryBuffer) -> FrameParts:
-        """The messages of a frame; those that have been dropped meanwhile are simply not there."""
-        image = None if key.image_stamp_ns is None else self._images.get(key.image_stamp_ns)
-        depths = tuple(self._depths[stamp] for stamp in key.depth_stamps_ns if stamp in self._depths)
-        return FrameParts(key, image, depths, self.info, odometry)
 
 
 class Assembler:
@@ -102,6 +54,7 @@ class Assembler:
         self._model_camera = model_camera
         self._rectifier: tuple[CameraInfo, Rectifier] | None = None
         self._decoded: dict[int, Cloud] = {}
+        self._points = 0
         self.rejected: Counter[str] = Counter()
         self.problems: dict[str, str] = {}
         for name, values, source in (
@@ -212,12 +165,23 @@ class Assembler:
         returns = int(np.count_nonzero(depth_m))
         if returns < self._config.input.min_depth_returns:
             self.rejected["depth_empty"] += 1
-            self.problems["depth"] = absent[Modality.DEPTH] = f"depth is empty ({returns} returns)"
+            self.problems["depth"] = absent[Modality.DEPTH] = self._emptiness(returns)
             return None
         self.problems.pop("depth", None)
         return depth_m
 
+    def _emptiness(self, returns: int) -> str:
+        """Why a depth image counts as empty; says so where the geometry is to blame."""
+        text = f"depth is empty ({returns} returns)"
+        if self._points >= 10 * self._config.input.min_depth_returns:
+            text += (
+                f": of {self._points} points next to none lies in the camera's view; check the mountings, and give a "
+                "scanner that looks sideways projection.accumulate: around"
+            )
+        return text
+
     def _depth_image(self, payload: RawImage | EncodedImage, info: CameraInfo | None) -> NDArray[np.float32]:
+        self._points = 0
         depth_m = decode_depth(payload)
         if info is not None:
             depth_m = self._rectify(info).rectify_depth(depth_m)
@@ -233,6 +197,7 @@ class Assembler:
         lidar = LIDAR_BY_HAND if self._config.extrinsics.base_to_lidar else clouds[0].frame_id
         T_base_lidar = self._extrinsics.lookup(self._config.frames.base, lidar)
         points = accumulate(clouds, parts.key.stamp_ns, parts.odometry, T_base_lidar, config)
+        self._points = len(points.xyz_base_N3)
         reasons = "; ".join(f"{reason} ({count})" for reason, count in points.reasons.items() if count)
         if reasons:
             self.problems["points"] = f"left out: {reasons}"
@@ -296,6 +261,30 @@ UNKNOWN_CAMERA = PinholeIntrinsics(1, 1, 1.0, 1.0, 0.0, 0.0)
 """Stands in a frame that has an image but no calibration: networks that need rays refuse it."""
 
 
+def sensor_mismatches(config: LocalizerConfig, input: InputConfig, projection: ProjectionConfig) -> list[str]:
+    """Where the sensors are used otherwise than in the model's training, each with the cure; empty if nowhere.
+
+    A sensor that is switched off is not a mismatch: it is an absent modality.
+    """
+    names = []
+    if config.input.use_image:
+        names.append("input.image_rectified")
+    if config.input.depth_source != "none":
+        names.append("input.depth_source")
+        if config.input.depth_source != "depth":
+            names += ["projection.kind", "projection.accumulate"]
+        if projection.kind == "cylindrical":
+            names += ["projection.azimuth_deg", "projection.lowest_deg", "projection.highest_deg"]
+    trained_sections = {"input": input, "projection": projection}
+    found = []
+    for name in names:
+        section, key = name.split(".")
+        ours, trained = getattr(getattr(config, section), key), getattr(trained_sections[section], key)
+        if ours != trained:
+            found.append(f"{name} is {ours}, but the model was trained with {trained}: set it so, or train again")
+    return found
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledFrame:
     """A frame and the true pose of its camera (optical frame) in the map."""
@@ -303,59 +292,6 @@ class LabelledFrame:
     frame: Frame
     T_map_camera: Array
     recording: str
-
-
-class FrameSource:
-    """Events in, frame keys out: the store, the pairing, the clock and the odometry that moves the clouds."""
-
-    def __init__(self, config: LocalizerConfig) -> None:
-        self._config = config
-        self.clock = DataClock()
-        self.store = Store()
-        self.pairing = Pairing(config)
-        self.extrinsics = Extrinsics()
-        held_s = config.projection.window_s + config.pairing.overdue_s
-        self.odometry = OdometryBuffer(max(config.filter.window_s, 2.0 * held_s) + 1.0)
-        self._keep_ns = min(KEPT_NS, round((2.0 * held_s + config.filter.window_s + 1.0) * 1e9))
-
-    def add(self, event: Event) -> ClockVerdict:
-        """Stores a sensor event; the verdict says whether its stamp was believed.
-
-        Odometry only moves the clock: whoever checks it inserts it into `odometry` when it is good. After `RESET`
-        everything older has been forgotten and the event is stored.
-        """
-        if event.kind is EventKind.CAMERA_INFO:
-            self.store.info = event.payload
-            return ClockVerdict.OK
-        verdict = self.clock.observe(event.stamp_ns)
-        if verdict is ClockVerdict.RESET:
-            self.clear(keep_clock=True)
-        elif verdict is not ClockVerdict.OK:
-            return verdict
-        if event.kind is EventKind.IMAGE and self._config.input.use_image:
-            self.store.add_image(event.payload)
-            self.pairing.add_image(event.stamp_ns)
-        elif event.kind.value == self._config.input.depth_source:
-            self.store.add_depth(event.payload, self._keep_ns)
-            self.pairing.add_depth(event.stamp_ns)
-        return verdict
-
-    def ready(self, everything: bool = False) -> list[FrameKey]:
-        """The frames that wait no longer."""
-        now_ns = self.clock.now_ns
-        return [] if now_ns is None else self.pairing.ready(now_ns, self.odometry.newest_ns, everything)
-
-    def gather(self, key: FrameKey) -> FrameParts:
-        """The messages of a frame, with an odometry that another thread may read."""
-        return self.store.gather(key, self.odometry.snapshot())
-
-    def clear(self, keep_clock: bool = False) -> None:
-        """Forgets everything but calibration and mountings."""
-        self.store.clear()
-        self.pairing.clear()
-        self.odometry.clear()
-        if not keep_clock:
-            self.clock.clear()
 
 
 def labelled_frames(recording: Recording, config: LocalizerConfig) -> Iterator[LabelledFrame]:

@@ -10,15 +10,17 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmloc_ros.assembly import Assembler, FrameParts, FrameSource
+from vmloc_ros.assembly import Assembler, sensor_mismatches
 from vmloc_ros.clock import ClockVerdict
 from vmloc_ros.config import LocalizerConfig
 from vmloc_ros.errors import ModelInputError, TransformError
+from vmloc_ros.frame_source import FrameParts, FrameSource
 from vmloc_ros.fusion import Fusion, OdometryVerdict
 from vmloc_ros.geometry import Array, adjoint, inverse
+from vmloc_ros.outputs import Outputs
 from vmloc_ros.types import (
     Event,
     EventKind,
@@ -43,30 +45,6 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import, and a pipeline needs it on
 NANOSECONDS = 1_000_000_000
 ALWAYS_COUNTED = ("frames.paired", "frames.inferred", "frames.stale", "frames.no_pose")
 RECEIVED = {EventKind.IMAGE: "images", EventKind.DEPTH: "depths", EventKind.CLOUD: "clouds", EventKind.SCAN: "scans"}
-
-
-@dataclass
-class Outputs:
-    """What came of one call; empty when nothing happened.
-
-    Attributes:
-        states: the live pose, one per accepted odometry sample.
-        statuses: one per frame, with the filter's pose at the frame's stamp, and heartbeats.
-        frames: the frames that were built.
-        resets: reasons for which the past was forgotten.
-    """
-
-    states: list[FusedState] = field(default_factory=list)
-    statuses: list[Status] = field(default_factory=list)
-    frames: list[Frame] = field(default_factory=list)
-    resets: list[str] = field(default_factory=list)
-
-    def extend(self, other: Outputs) -> None:
-        """Appends what another call gave."""
-        self.states += other.states
-        self.statuses += other.statuses
-        self.frames += other.frames
-        self.resets += other.resets
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +83,9 @@ class Pipeline:
         self._busy = False
         self._T_base_camera: Array | None = None
         self.problems: dict[str, str] = {}
+        mismatches = sensor_mismatches(config, localizer.card.input, localizer.card.projection)
+        if mismatches:
+            self.problems["sensors"] = "; ".join(mismatches)
 
     # ------------------------------------------------------------------------------------------------------ events in
 

@@ -16,7 +16,8 @@ from vmloc_ros.config import LocalizerConfig, load_config
 from vmloc_ros.errors import BagError
 from vmloc_ros.geometry import Array, inverse
 from vmloc_ros.localizer import load_localizer
-from vmloc_ros.pipeline import Outputs, Pipeline
+from vmloc_ros.outputs import Outputs
+from vmloc_ros.pipeline import Pipeline
 from vmloc_ros.plots import plot_run
 from vmloc_ros.report import Report, write_run
 from vmloc_ros.retrieval import Retrieval

@@ -211,6 +211,8 @@ def _network(snapshot: Snapshot, recent: Mapping[str, int]) -> Part:
         part.values |= {"latency_p50_ms": f"{p50:.1f}", "latency_p95_ms": f"{p95:.1f}"}
     if snapshot.fallback:
         part.raise_to(Level.WARN, f"runs on the CPU: {snapshot.fallback}")
+    if "sensors" in snapshot.problems:
+        part.raise_to(Level.WARN, snapshot.problems["sensors"])
     if recent.get("frames.stale", 0) > 0:
         part.raise_to(Level.WARN, f"{recent['frames.stale']} frames dropped: the network is slower than the camera")
     if recent.get("frames.no_pose", 0) > 0:

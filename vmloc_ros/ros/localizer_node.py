@@ -22,7 +22,8 @@ from std_srvs.srv import Trigger
 from vmloc_ros.clock import ClockVerdict, DataClock
 from vmloc_ros.config import LocalizerConfig, ModelConfig
 from vmloc_ros.errors import ConfigError, MessageError, VmlocError
-from vmloc_ros.pipeline import Outputs, Pipeline
+from vmloc_ros.outputs import Outputs
+from vmloc_ros.pipeline import Pipeline
 from vmloc_ros.ros import qos
 from vmloc_ros.ros.diagnostics import Diagnostics, Snapshot
 from vmloc_ros.ros.inputs import Inputs
@@ -158,7 +159,9 @@ class LocalizerNode(LifecycleNode):
         start_s = time.monotonic()
         localizer = self._load(Path(config.model.path).expanduser(), config.model)
         localizer.warm_up()
-        Pipeline(config, localizer)  # what is wrong with the parameters shows here, not when the node is activated
+        trial = Pipeline(config, localizer)  # what is wrong with the parameters shows here, not at activation
+        if "sensors" in trial.problems:
+            self.get_logger().warning(trial.problems["sensors"])
         self._outputs = Publishers(self, config)
         self._config, self._localizer = config, localizer
         if localizer.fallback:

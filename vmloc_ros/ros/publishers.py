@@ -16,7 +16,7 @@ from vmloc_msgs.msg import LocalizationStatus
 
 from vmloc_ros.config import LocalizerConfig
 from vmloc_ros.geometry import Array
-from vmloc_ros.pipeline import Outputs
+from vmloc_ros.outputs import Outputs
 from vmloc_ros.ros import qos
 from vmloc_ros.ros.conversions import depth_image, pose_stamped, status_message
 from vmloc_ros.ros.path import PathBuffer

@@ -7,7 +7,8 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 
-from vmloc_ros.pipeline import Outputs, Pipeline
+from vmloc_ros.outputs import Outputs
+from vmloc_ros.pipeline import Pipeline
 
 IDLE_S = 0.2
 

@@ -1,0 +1,31 @@
+"""What the pipeline puts out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vmloc_ros.types import Frame, FusedState, Status
+
+
+@dataclass
+class Outputs:
+    """What came of one call; empty when nothing happened.
+
+    Attributes:
+        states: the live pose, one per accepted odometry sample.
+        statuses: one per frame, with the filter's pose at the frame's stamp, and heartbeats.
+        frames: the frames that were built.
+        resets: reasons for which the past was forgotten.
+    """
+
+    states: list[FusedState] = field(default_factory=list)
+    statuses: list[Status] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
+    resets: list[str] = field(default_factory=list)
+
+    def extend(self, other: Outputs) -> None:
+        """Appends what another call gave."""
+        self.states += other.states
+        self.statuses += other.statuses
+        self.frames += other.frames
+        self.resets += other.resets
