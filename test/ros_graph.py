@@ -31,8 +31,10 @@ from vmloc_ros.types import Event, EventKind
 
 TEST = Path(__file__).resolve().parent
 PROJECT = TEST.parent
-PATIENCE_S = 10.0
+PATIENCE_S = 40.0
 """Only an upper limit: what is waited for comes in a second, but the machine may be busy with something else."""
+SETTLE_S = 0.3
+"""A subscriber that the publisher has found may need a little longer to find the publisher."""
 
 INPUT_TOPICS = {
     EventKind.IMAGE: "/image",
@@ -89,17 +91,30 @@ class Graph:
     def publisher(self, message: type, topic: str) -> Any:
         """A publisher that somebody listens to."""
         if topic not in self._publishers:
-            profile = qos.latched(10) if topic == "/tf_static" else qos.reliable(1000)
-            publisher = self._publishers[topic] = self.node.create_publisher(message, topic, profile)
-            wait_until(lambda: publisher.get_subscription_count() > 0, f"a subscriber of {topic}")
-            time.sleep(0.3)  # the other side needs to have found us as well
+            self._settle([self._create(message, topic)])
         return self._publishers[topic]
+
+    def _create(self, message: type, topic: str) -> Any:
+        profile = qos.latched(10) if topic == "/tf_static" else qos.reliable(1000)
+        self._publishers[topic] = self.node.create_publisher(message, topic, profile)
+        return self._publishers[topic]
+
+    def _settle(self, publishers: list[Any]) -> None:
+        for publisher in publishers:
+            wait_until(lambda p=publisher: p.get_subscription_count() > 0, f"a subscriber of {publisher.topic_name}")
+        time.sleep(SETTLE_S)
+
+    def _prepare(self, events: list[Event]) -> None:
+        """Publishers for all that is going to be sent, found by their subscribers."""
+        topics = {INPUT_TOPICS[event.kind]: event for event in events}
+        new = [topic for topic in topics if topic not in self._publishers]
+        if new:
+            self._settle([self._create(message_class(self._message(topics[topic])[0]), topic) for topic in new])
 
     def send(self, events: Iterable[Event], pause_s: float = 0.0) -> None:
         """Publishes events as messages, on the topics that the node has by default."""
         events = list(events)
-        for event in {event.kind: event for event in events}.values():
-            self.publisher(message_class(self._message(event)[0]), INPUT_TOPICS[event.kind])
+        self._prepare(events)
         for event in events:
             self._send(event)
             time.sleep(pause_s)
@@ -107,9 +122,8 @@ class Graph:
     def play(self, events: Iterable[Event], speed: float = 4.0) -> None:
         """Publishes a drive at a multiple of its own pace."""
         events = list(events)
+        self._prepare(events)
         first_ns = min(event.stamp_ns for event in events if event.stamp_ns)
-        for event in {event.kind: event for event in events}.values():
-            self.publisher(message_class(self._message(event)[0]), INPUT_TOPICS[event.kind])
         begin_s = time.monotonic()
         for event in events:
             wait_s = (event.stamp_ns - first_ns) / 1e9 / speed - (time.monotonic() - begin_s)
@@ -125,7 +139,7 @@ class Graph:
     def _send(self, event: Event) -> None:
         msgtype, content = self._message(event)
         data = bytes(typestore().serialize_cdr(content, msgtype))
-        self.publisher(message_class(msgtype), INPUT_TOPICS[event.kind]).publish(data)
+        self._publishers[INPUT_TOPICS[event.kind]].publish(data)
 
     def call(self, service: type, name: str, request: Any) -> Any:
         """A service's answer."""
