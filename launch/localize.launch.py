@@ -26,7 +26,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from vmloc_ros.bags import BagReader
-from vmloc_ros.ros.profile import VARIABLES, dds_profile, shared_file
+from vmloc_ros.ros.profile import profile_setting, shared_file
 from vmloc_ros.ros.signals import EXIT_WITH_PARENT
 
 ARGUMENTS = {
@@ -84,9 +84,7 @@ def launch_setup(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 
 def _dds_profile() -> list[LaunchDescriptionEntity]:
     """The profile that does not lose images, for everything that is started here; the user's own comes first."""
-    if any(os.environ.get(name) for name in VARIABLES):
-        return []
-    return [SetEnvironmentVariable(name, str(dds_profile())) for name in VARIABLES]
+    return [SetEnvironmentVariable(name, value) for name, value in profile_setting(os.environ).items()]
 
 
 def _player(given: dict[str, str]) -> ExecuteProcess:

@@ -33,7 +33,7 @@ from vmloc_ros.errors import BagError, ConfigError
 from vmloc_ros.messages import stamp_ns
 from vmloc_ros.ros import qos
 from vmloc_ros.ros.player import Drop, run_play
-from vmloc_ros.ros.profile import use_dds_profile
+from vmloc_ros.ros.profile import profile_setting
 from vmloc_ros.types import Event, EventKind, RawImage
 
 COUNT = 240
@@ -265,9 +265,8 @@ def test_a_message_type_that_is_not_installed_is_left_out_with_the_reason(tmp_pa
 
 
 def test_the_dds_profile_is_used_unless_the_user_has_one() -> None:
-    environment: dict[str, str] = {}
-    assert use_dds_profile(environment) == environment["FASTDDS_DEFAULT_PROFILES_FILE"]
-    assert Path(environment["FASTDDS_DEFAULT_PROFILES_FILE"]).read_text().count("33554432") == 1
-    own = {"FASTRTPS_DEFAULT_PROFILES_FILE": "own.xml"}
-    assert use_dds_profile(own) == "own.xml"
-    assert own == {"FASTRTPS_DEFAULT_PROFILES_FILE": "own.xml"}
+    setting = profile_setting({"ROS_DISTRO": "kilted"})
+    assert list(setting) == ["FASTDDS_DEFAULT_PROFILES_FILE"]
+    assert Path(setting["FASTDDS_DEFAULT_PROFILES_FILE"]).read_text().count("33554432") == 1
+    assert list(profile_setting({"ROS_DISTRO": "jazzy"})) == ["FASTRTPS_DEFAULT_PROFILES_FILE"]
+    assert profile_setting({"FASTRTPS_DEFAULT_PROFILES_FILE": "own.xml"}) == {}

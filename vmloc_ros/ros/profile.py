@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from vmloc_ros.errors import BagError, SetupError
 
 PACKAGE = "vmloc_ros"
 VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
-"""The variable of Fast DDS 3 (Kilted) and the one of Fast DDS 2 (Jazzy and older)."""
+"""The variable of Fast DDS 3 and the one of Fast DDS 2, of which Fast DDS 3 warns."""
+FAST_DDS_2 = ("humble", "iron", "jazzy")
 
 
 def _prefixes() -> list[Path]:
@@ -45,14 +46,20 @@ def dds_profile() -> Path:
     return shared_file("config/fastdds.xml")
 
 
-def use_dds_profile(environment: MutableMapping[str, str] = os.environ) -> str:
-    """Sets the profile unless the user has set one; call it before rclpy is initialised. Returns the one in force."""
-    chosen = next((environment[name] for name in VARIABLES if environment.get(name)), None)
-    if chosen is None:
-        chosen = str(dds_profile())
-        for name in VARIABLES:
-            environment[name] = chosen
-    return chosen
+def profile_setting(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variable to add to an environment; none where the user has set a profile.
+
+    Raises:
+        SetupError: the package is installed without the profile.
+    """
+    if any(environment.get(name) for name in VARIABLES):
+        return {}
+    return {VARIABLES[environment.get("ROS_DISTRO") in FAST_DDS_2]: str(dds_profile())}
+
+
+def use_dds_profile() -> None:
+    """Sets the profile for this process unless the user has set one; call it before rclpy is initialised."""
+    os.environ.update(profile_setting(os.environ))
 
 
 def interface_file(msgtype: str) -> Path:
