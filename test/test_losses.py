@@ -181,6 +181,14 @@ def test_doubly_reparameterised_gradient_is_unbiased(scale: float) -> None:
         assert (unbiased.var(dim=0) < plain.var(dim=0)).all()
 
 
+def test_elbo_is_the_mean_of_single_sample_bounds() -> None:
+    """Before importance counts: samples alike, the expectation of the plain gradient of a single sample."""
+    single, elbo = encoder_gradients("plain", 0.1, 1), encoder_gradients("elbo", 0.1, 10)
+    error = torch.sqrt(single.var(dim=0) / len(single) + elbo.var(dim=0) / len(elbo))
+    assert ((single.mean(dim=0) - elbo.mean(dim=0)).abs() < 5.0 * error).all()
+    assert (elbo.var(dim=0) < single.var(dim=0)).all()
+
+
 def test_the_papers_rule_is_biased_for_a_small_lambda() -> None:
     plain, paper = (encoder_gradients(rule, 1e-6, 10) for rule in ("plain", "paper"))
     assert abs(paper[:, 0].mean()) < 0.4 * abs(plain[:, 0].mean())

@@ -13,7 +13,7 @@ from vmloc_ros.config import parse
 from vmloc_ros.errors import ConfigError, ModelInputError
 from vmloc_ros.networks.attention import LatentAttention
 from vmloc_ros.networks.config import NetworkConfig
-from vmloc_ros.networks.encoders import INITIAL_VARIANCE, Encoder
+from vmloc_ros.networks.encoders import Encoder
 from vmloc_ros.networks.experts import PRIOR, Expert, product_of_experts
 from vmloc_ros.networks.inputs import (
     centre_window,
@@ -148,7 +148,7 @@ def test_shapes_and_initial_variance() -> None:
     assert z.shape == (5, 2, CONFIG.latent)
     assert position.shape == log_quat.shape == (5, 2, 3)
     _, logvar = network.encoders["rgb"](rgb)
-    assert logvar.exp().mean().item() == pytest.approx(INITIAL_VARIANCE, rel=0.5)
+    assert logvar.exp().mean().item() == pytest.approx(CONFIG.initial_variance, rel=0.5)
 
 
 def test_samples_have_the_posteriors_own_deviation() -> None:

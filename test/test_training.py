@@ -129,7 +129,7 @@ def test_nan_stops_with_the_names(store: SampleStore, tmp_path: Path, monkeypatc
         calls += 1
         return geometric_loss(*arguments) * (float("nan") if calls == 6 else 1.0)
 
-    monkeypatch.setattr("vmloc_ros.training.geometric_loss", poisoned)
+    monkeypatch.setattr("vmloc_ros.objective.geometric_loss", poisoned)
     with pytest.raises(TrainingError, match=r"epoch 3.*bad_batch\.txt"):
         run(store, tmp_path)
     names = (tmp_path / BAD_BATCH).read_text().split()

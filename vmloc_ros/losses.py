@@ -14,6 +14,7 @@ from torch import Tensor
 
 Distance = Literal["l1", "l2"]
 EncoderGradient = Literal["plain", "paper", "unbiased"]
+Rule = Literal["plain", "paper", "unbiased", "elbo"]
 
 SMOOTH = 1e-12
 """Under the square root of a Euclidean norm, so that its gradient at zero is zero and not NaN."""
@@ -94,16 +95,17 @@ def normalised_weights(log_w_KB: Tensor) -> Tensor:
     return torch.softmax(log_w_KB.detach(), dim=0)
 
 
-def decoder_loss(log_w_KB: Tensor, share_B: Tensor | None = None) -> Tensor:
+def decoder_loss(log_w_KB: Tensor, share_B: Tensor | None = None, weights_KB: Tensor | None = None) -> Tensor:
     """Its gradient for the decoder is that of eq. 14 (negated): sum_i w~_i grad log w_i.
 
-    Averaged over the frames, or summed with the shares given.
+    Averaged over the frames, or summed with the shares given. Other weights of the samples than w~ may be given.
     """
-    loss_B = -(normalised_weights(log_w_KB) * log_w_KB).sum(dim=0)
+    weights_KB = normalised_weights(log_w_KB) if weights_KB is None else weights_KB
+    loss_B = -(weights_KB * log_w_KB).sum(dim=0)
     return loss_B.mean() if share_B is None else (share_B * loss_B).sum()
 
 
-def encoder_factor(weights_KB: Tensor, scale: float, rule: EncoderGradient) -> Tensor:
+def encoder_factor(weights_KB: Tensor, scale: float, rule: Rule) -> Tensor:
     """What the gradient that flows into z_i, which already carries w~_i, is to be multiplied by (K, B).
 
     `paper` (eq. 13) gives w~^2 in all; that is unbiased only for lambda = 1. `unbiased` gives (1 - lambda) w~ +
@@ -122,7 +124,7 @@ def vmloc_loss(
     noise_KBD: Tensor,
     loss_of: Callable[[Tensor], Tensor],
     scale: float,
-    rule: EncoderGradient,
+    rule: Rule,
     share_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Algorithm 1's objective: one backward pass gives eq. 14 to the decoder and eq. 13 (or its like) to the encoders.
@@ -132,7 +134,8 @@ def vmloc_loss(
         noise_KBD: standard normal.
         loss_of: decodes z (K, B, D) to the geometric loss (K, B).
         scale: lambda.
-        rule: `plain` keeps the score term (eq. 8); the others drop it and weight what flows into z.
+        rule: `plain` keeps the score term (eq. 8); `paper` and `unbiased` drop it and weight what flows into z; `elbo`
+            weights all samples alike: the mean of k single-sample bounds (eq. 3), whose score term is zero on average.
         share_B: weight of every frame, summing to 1; by default all alike.
 
     Returns:
@@ -142,8 +145,9 @@ def vmloc_loss(
     plain = rule == "plain"
     q_mean, q_variance = (mean_BD, variance_BD) if plain else (mean_BD.detach(), variance_BD.detach())
     log_w_KB = log_weights(loss_of(z_KBD), z_KBD, q_mean, q_variance, scale)
-    if not plain and z_KBD.requires_grad:
+    equal_KB = torch.full_like(log_w_KB, 1.0 / len(log_w_KB)) if rule == "elbo" else None
+    if rule in ("paper", "unbiased") and z_KBD.requires_grad:
         factor_KB1 = encoder_factor(normalised_weights(log_w_KB), scale, rule).unsqueeze(-1)
         z_KBD.register_hook(lambda gradient: gradient * factor_KB1)
     bound_B = importance_bound(log_w_KB.detach())
-    return decoder_loss(log_w_KB, share_B), bound_B.mean() if share_B is None else (share_B * bound_B).sum()
+    return decoder_loss(log_w_KB, share_B, equal_KB), bound_B.mean() if share_B is None else (share_B * bound_B).sum()

@@ -21,70 +21,18 @@ from vmloc_ros import files
 from vmloc_ros.batches import Batch, BatchMaker
 from vmloc_ros.checkpoint import METRICS, stored
 from vmloc_ros.errors import TrainingError
-from vmloc_ros.losses import geometric_loss, vmloc_loss
 from vmloc_ros.networks.config import Normalisation
-from vmloc_ros.networks.experts import Expert, Posterior
 from vmloc_ros.networks.vmloc import VMLoc
+from vmloc_ros.objective import CASES, Objective
 from vmloc_ros.runtimes.torch import TorchRuntime
 from vmloc_ros.samples import SampleStore
-from vmloc_ros.training_config import ObjectiveConfig, OptimizerConfig, TrainingConfig
+from vmloc_ros.training_config import OptimizerConfig, TrainingConfig
 from vmloc_ros.training_state import Progress, load_state, save_state
-from vmloc_ros.types import Modality, Mode
+from vmloc_ros.types import Mode
 from vmloc_ros.validation import ModeErrors, validate
 
 BAD_BATCH = "bad_batch.txt"
 Row = dict[str, float | int | str]
-
-
-class Objective(nn.Module):
-    """The network with the learned weights beta and gamma of eq. 11; its forward is Algorithm 1's objective."""
-
-    def __init__(self, network: VMLoc, config: ObjectiveConfig) -> None:
-        super().__init__()
-        self.network = network
-        self.beta = nn.Parameter(torch.tensor(config.beta_0))
-        self.gamma = nn.Parameter(torch.tensor(config.gamma_0))
-        self._config = config
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss to minimise, and the importance-weighted bound (detached)."""
-        count = len(batch.samples)
-        experts = self.network.encode(batch.inputs)
-        if self._config.presence_as == "weighted" and len(experts) > 1:
-            cases = self._cases(experts, count)
-        else:
-            cases = [(self.network.fuse(experts, count), torch.full((count,), 1.0 / count, device=self.beta.device))]
-        mean = torch.cat([posterior.mean_BD for posterior, _ in cases])
-        variance = torch.cat([posterior.variance_BD for posterior, _ in cases])
-        share = torch.cat([share_B for _, share_B in cases])
-        noise = torch.randn((self._config.samples, *mean.shape), dtype=mean.dtype, device=mean.device)
-        position_target, log_quat_target = (
-            batch.position_B3.repeat(len(cases), 1),
-            batch.log_quat_B3.repeat(len(cases), 1),
-        )
-
-        def loss_of(z_KBD: Tensor) -> Tensor:
-            position, log_quat = self.network.decode(z_KBD)
-            return geometric_loss(
-                position, log_quat, position_target, log_quat_target, self.beta, self.gamma, self._config.distance
-            )
-
-        rule, scale = self._config.encoder_gradient, self._config.latent_weight
-        return vmloc_loss(mean, variance, noise, loss_of, scale, rule, share)
-
-    def _cases(self, experts: dict[str, Expert], count: int) -> list[tuple[Posterior, Tensor]]:
-        """Both modalities, RGB alone, depth alone: posteriors and sample weights (eq. 18 in expectation)."""
-        names = [Modality.RGB.value, Modality.DEPTH.value]
-        has = {name: torch.zeros(count, device=self.beta.device) for name in names}
-        for name in names:
-            has[name][experts[name].rows_N] = 1.0
-        both, rgb, depth = self._config.presence
-        shares = [both * has["rgb"] * has["depth"], rgb * has["rgb"], depth * has["depth"]]
-        total = torch.stack(shares).sum(dim=0).clamp_min(1e-9) * count
-        subsets = [experts, {"rgb": experts["rgb"]}, {"depth": experts["depth"]}]
-        return [
-            (self.network.fuse(subset, count), share / total) for subset, share in zip(subsets, shares, strict=True)
-        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +170,7 @@ def _epoch(
         rate = one_cycle(step, steps, config.optimizer)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss, bound = model(batch.to(fabric.device))
+        loss, bound = model(batch.to(fabric.device), step >= config.objective.importance_after * steps)
         if not math.isfinite(loss.item()):
             _refuse(batch, store, out, epoch)
         optimizer.zero_grad()
@@ -235,9 +183,12 @@ def _epoch(
         tell(step + 1, row)
         asked = time.monotonic()
     seconds = time.monotonic() - started
-    weights = {
-        name.rpartition(".")[2]: float(value.detach()) for name, value in model.named_parameters() if value.ndim == 0
-    }
+    weights: Row = {}
+    for name, values in model.named_parameters():
+        kind = name.rpartition(".")[2]
+        if kind in ("beta", "gamma"):
+            suffixes = [f"_{case.value}" for case in CASES] if len(values) > 1 else [""]
+            weights |= {kind + suffix: float(v) for suffix, v in zip(suffixes, values.detach(), strict=True)}
     return row | weights | {"samples_per_s": len(samples) / seconds, "data_wait_share": waited / seconds}
 
 

@@ -76,8 +76,21 @@ class ObjectiveConfig(StrictModel):
     encoder_gradient: EncoderGradient = Field(
         "unbiased", description="plain (eq. 8), paper (eq. 13) or unbiased ((1 - lambda) w~ + lambda w~^2)."
     )
+    importance_after: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="For this share of the training the samples count alike (the ELBO), then by importance (eq. 7). "
+        "Importance rewards the luckiest of k samples: a modality that knows nothing yet learns to guess widely, and "
+        "may stay there.",
+    )
     beta_0: float = Field(0.0, description="Initial weight of the position term.")
     gamma_0: float = Field(-3.0, description="Initial weight of the rotation term.")
+    scales: Literal["shared", "per_case"] = Field(
+        "shared",
+        description="One beta and gamma (the paper), or a pair for each of both, RGB alone and depth alone: then a "
+        "weak modality's large errors do not drown the strong one's.",
+    )
     distance: Distance = Field("l2", description="Norm of the position and rotation errors in eq. 11.")
     presence: list[float] = Field(
         default_factory=lambda: [0.6, 0.2, 0.2],

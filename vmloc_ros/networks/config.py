@@ -40,6 +40,9 @@ class NetworkConfig(StrictModel):
     grid_rows: int = Field(3, ge=1, description="Rows of the average-pooled grid; 1x1 is the paper's global pooling.")
     grid_columns: int = Field(4, ge=1, description="Columns of that grid.")
     latent: int = Field(256, ge=2, description="Dimensions of the latent space (the paper: 1024).")
+    initial_variance: float = Field(
+        0.1, gt=0.0, le=1.0, description="Variance of every expert before training; the prior's is 1."
+    )
     attention: bool = Field(True, description="The paper's self-attention on the latent vector (eqs. 16-17).")
     attention_divisor: int = Field(8, ge=1, description="The attention's inner size is `latent` divided by this.")
     hidden: int = Field(128, ge=1, description="Hidden units of each of the two pose regressors.")

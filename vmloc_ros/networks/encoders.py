@@ -12,8 +12,6 @@ from torchvision import models
 from vmloc_ros.networks.config import NetworkConfig
 
 VARIANCE_FLOOR = 1e-6
-INITIAL_VARIANCE = 0.1
-"""Of every expert before training: well below the prior's 1, so that experts matter from the first step."""
 
 
 class ResidualBlock(nn.Module):
@@ -80,7 +78,7 @@ class Encoder(nn.Module):
         self.mean = nn.Linear(features, config.latent)
         self.variance = nn.Linear(features, config.latent)
         nn.init.normal_(self.variance.weight, std=0.1 / math.sqrt(features))
-        nn.init.constant_(self.variance.bias, math.log(math.expm1(INITIAL_VARIANCE)))
+        nn.init.constant_(self.variance.bias, math.log(math.expm1(config.initial_variance)))
 
     def forward(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (N, D) and log-variance (N, D) = log(softplus(raw) + 1e-6).

@@ -1,0 +1,71 @@
+"""The objective of a training step: the network, the learned weights of eq. 11, and the modality cases of eq. 18."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vmloc_ros.batches import Batch
+from vmloc_ros.losses import geometric_loss, vmloc_loss
+from vmloc_ros.networks.experts import Expert
+from vmloc_ros.networks.vmloc import VMLoc
+from vmloc_ros.training_config import ObjectiveConfig
+from vmloc_ros.types import Modality, Mode
+
+CASES = (Mode.RGB_DEPTH, Mode.RGB_ONLY, Mode.DEPTH_ONLY)
+RGB, DEPTH = Modality.RGB.value, Modality.DEPTH.value
+
+
+class Objective(nn.Module):
+    """VMLoc with beta and gamma (one of each, or one per case); its forward is Algorithm 1's objective."""
+
+    def __init__(self, network: VMLoc, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.network = network
+        pairs = len(CASES) if config.scales == "per_case" else 1
+        self.beta = nn.Parameter(torch.full((pairs,), config.beta_0))
+        self.gamma = nn.Parameter(torch.full((pairs,), config.gamma_0))
+        self._config = config
+
+    def forward(self, batch: Batch, importance: bool = True) -> tuple[Tensor, Tensor]:
+        """The loss to minimise, and the importance-weighted bound (detached)."""
+        config, count = self._config, len(batch.samples)
+        experts = self.network.encode(batch.inputs)
+        rows = self._rows(experts, count)
+        posteriors = [self.network.fuse(subset, count) for subset, _, _ in rows]
+        mean = torch.cat([posterior.mean_BD for posterior in posteriors])
+        variance = torch.cat([posterior.variance_BD for posterior in posteriors])
+        share = torch.cat([share_B for _, share_B, _ in rows])
+        case = torch.cat([case_B for _, _, case_B in rows]) if len(self.beta) > 1 else torch.zeros_like(share).long()
+        position_target = batch.position_B3.repeat(len(rows), 1)
+        log_quat_target = batch.log_quat_B3.repeat(len(rows), 1)
+        noise = torch.randn((config.samples, *mean.shape), dtype=mean.dtype, device=mean.device)
+
+        def loss_of(z_KBD: Tensor) -> Tensor:
+            position, log_quat = self.network.decode(z_KBD)
+            beta, gamma = self.beta[case], self.gamma[case]
+            return geometric_loss(position, log_quat, position_target, log_quat_target, beta, gamma, config.distance)
+
+        rule = config.encoder_gradient if importance else "elbo"
+        return vmloc_loss(mean, variance, noise, loss_of, config.latent_weight, rule, share)
+
+    def _rows(self, experts: dict[str, Expert], count: int) -> list[tuple[dict[str, Expert], Tensor, Tensor]]:
+        """What is decoded: experts, the share of each sample in the loss, and its case (an index of `CASES`).
+
+        Drawn presence: every sample once, in the case that was drawn for it. Weighted presence: every sample in all
+        three cases, with the chances of those that it can show.
+        """
+        has = {name: torch.zeros(count, device=self.beta.device) for name in (RGB, DEPTH)}
+        for name, expert in experts.items():
+            has[name][expert.rows_N] = 1.0
+        if self._config.presence_as == "drawn" or len(experts) == 1:
+            case_B = (has[RGB] == 0) * 2 + ((has[RGB] == 1) & (has[DEPTH] == 0)) * 1
+            return [(experts, torch.full_like(has[RGB], 1.0 / count), case_B)]
+        both, rgb, depth = self._config.presence
+        chances = [both * has[RGB] * has[DEPTH], rgb * has[RGB], depth * has[DEPTH]]
+        total = torch.stack(chances).sum(dim=0).clamp_min(1e-9) * count
+        subsets = [experts, {RGB: experts[RGB]}, {DEPTH: experts[DEPTH]}]
+        return [
+            (subset, chance / total, torch.full((count,), index, device=chance.device))
+            for index, (subset, chance) in enumerate(zip(subsets, chances, strict=True))
+        ]
