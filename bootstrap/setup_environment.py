@@ -7,18 +7,15 @@ Two kinds:
 * `distribution`: a ROS 2 distribution is sourced. A virtual environment on top of the system's Python packages gets
   what has no system package; colcon builds the packages into `install/`.
 
-The work is a list of steps. Each has a key: a hash of what it reads, chained to the step before. A key is written only
-after its step has ended, so a run that was interrupted goes on where it stopped, a second run has nothing to do, and
-a change of a pin, a message or the metadata redoes the steps from there on.
+The work is a list of steps (`steps.py`): a run that was interrupted goes on where it stopped, a second run has nothing
+to do, and a change of a pin, a message or the metadata redoes the steps from there on.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
-import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -27,140 +24,31 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from progress import CommandError, run_visibly
+from environment import (
+    ENVIRONMENT_SCRIPT,
+    build_environment,
+    call,
+    pip_install,
+    venv_paths,
+    venv_python,
+    write_distribution_script,
+    write_wheels_script,
+)
+from progress import CommandError
+from steps import ROOT, VENV, Step, files_in, run_steps
 
-ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
-STATE = VENV / "setup_state.json"
-LOG = VENV / "setup.log"
-ENVIRONMENT_SCRIPT = VENV / "ros_env.sh"
 OLDEST_PYTHON = (3, 11)
 NEWEST_WHEELS_PYTHON = (3, 14)
 NEEDED_DISK_GB = 12  # 7 for the environment, the rest for pip's downloads on the way
 MESSAGE_PACKAGES = {"tf2_msgs": ROOT / "bootstrap" / "tf2_msgs", "vmloc_msgs": ROOT / "msg"}
 SHARED_FOLDERS = tuple(ROOT / name for name in ("launch", "config", "rviz", "models"))
-DDS_PROFILE = ROOT / "config" / "fastdds.xml"
 
 
 class SetupError(Exception):
     """Something that the user has to mend; the message says what and how."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One part of the set-up. `inputs` are the files and folders whose content decides whether it is still valid."""
-
-    name: str
-    title: str
-    run: Callable[[], None]
-    inputs: tuple[Path, ...] = ()
-    values: tuple[str, ...] = field(default=())
-
-
-# ---------------------------------------------------------------------------------------------------------- the keys
-
-
-def _files(paths: tuple[Path, ...]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_dir():
-            yield from (p for p in sorted(path.rglob("*")) if p.is_file() and "__pycache__" not in p.parts)
-        elif path.is_file():
-            yield path
-
-
-def step_keys(steps: list[Step]) -> dict[str, str]:
-    """The key of every step: a digest of the steps up to it and of their inputs."""
-    digest = hashlib.sha256()
-    keys: dict[str, str] = {}
-    for step in steps:
-        digest.update("\0".join((step.name, *step.values)).encode())
-        for path in _files(step.inputs):
-            digest.update(str(path.relative_to(ROOT)).encode() + b"\0")
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-        keys[step.name] = digest.copy().hexdigest()
-    return keys
-
-
-def read_state() -> dict[str, str]:
-    """Keys of the steps that are done; empty where there is no environment or the file is not readable."""
-    try:
-        state = json.loads(STATE.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return state if isinstance(state, dict) else {}
-
-
-def write_state(state: Mapping[str, str]) -> None:
-    partial = STATE.with_suffix(".part")
-    partial.write_text(json.dumps(state, indent=1), encoding="utf-8")
-    os.replace(partial, STATE)
-
-
-def run_steps(steps: list[Step]) -> None:
-    """Runs the steps whose keys differ from the recorded ones, and every step after the first such."""
-    keys = step_keys(steps)
-    state = read_state()
-    first = next((k for k, step in enumerate(steps) if state.get(step.name) != keys[step.name]), None)
-    if first is None:
-        return
-    started = time.monotonic()
-    print(f"Setting up the environment in {VENV.relative_to(ROOT)} (details: {LOG.relative_to(ROOT)})", flush=True)
-    done = {step.name: keys[step.name] for step in steps[:first]}
-    if VENV.is_dir():
-        write_state(done)  # what comes now is not valid until it has ended
-    for number, step in enumerate(steps[first:], first + 1):
-        print(f"[{number}/{len(steps)}] {step.title}", flush=True)
-        step.run()
-        done[step.name] = keys[step.name]
-        write_state(done)
-    print(f"The environment is ready ({time.monotonic() - started:.0f} s).", flush=True)
-
-
-# ----------------------------------------------------------------------------------------------------- paths and runs
-
-
-def venv_python() -> Path:
-    return VENV / "bin" / "python"
-
-
-def venv_paths() -> dict[str, str]:
-    """`sysconfig` paths of the environment's Python, as seen from this one (it has the same version)."""
-    return sysconfig.get_paths(vars={"base": str(VENV), "platbase": str(VENV)}, scheme="venv")
-
-
-def library_paths() -> list[str]:
-    """Where the shared libraries of the ROS wheels lie: the prefix, and the folders that auditwheel made."""
-    site_packages = Path(venv_paths()["purelib"])
-    return [str(VENV / "lib"), *(str(p) for p in sorted(site_packages.glob("ros_*.libs")))]
-
-
-def build_environment() -> dict[str, str]:
-    """The process environment in which CMake finds the ROS packages of the virtual environment."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    environment |= {
-        "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
-        "VIRTUAL_ENV": str(VENV),
-        "AMENT_PREFIX_PATH": str(VENV),
-        "CMAKE_PREFIX_PATH": str(VENV),
-        "LD_LIBRARY_PATH": os.pathsep.join(library_paths()),
-        "_ROS_WHEELS_BOOTSTRAP_COMPLETE": "1",
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-    }
-    return environment
-
-
-def call(*command: str | Path, environment: Mapping[str, str] | None = None) -> None:
-    run_visibly([str(word) for word in command], build_environment() if environment is None else environment, ROOT, LOG)
-
-
-def pip_install(*words: str | Path) -> None:
-    call(venv_python(), "-m", "pip", "install", "--progress-bar", "off", *words)
 
 
 # ---------------------------------------------------------------------------------------------- steps of both kinds
@@ -247,7 +135,7 @@ def link_project() -> None:
     """
     share = VENV / "share" / "vmloc_ros"
     shutil.rmtree(share, ignore_errors=True)
-    for path in _files((ROOT / "package.xml", *SHARED_FOLDERS)):  # files, for `ros2 launch` follows no linked folders
+    for path in files_in((ROOT / "package.xml", *SHARED_FOLDERS)):  # files, for `ros2 launch` follows no linked folders
         link(path, share / path.relative_to(ROOT))
     index = VENV / "share" / "ament_index" / "resource_index" / "packages"
     link(ROOT / "resource" / "vmloc_ros", index / "vmloc_ros")
@@ -293,61 +181,6 @@ def build_messages() -> None:
         shutil.rmtree(build)
 
 
-WHEELS_SCRIPT = """\
-# Generated by `make setup`. Source it (bash, dash, zsh): the virtual environment's setup.bash, as a ROS 2 distribution
-# has one in /opt/ros/DISTRO.
-
-_vmloc_prepend() {{
-  eval "_vmloc_value=\\"\\${{$1-}}\\""
-  case ":$_vmloc_value:" in
-    *":$2:"*) ;;
-    *) export "$1=$2${{_vmloc_value:+:$_vmloc_value}}" ;;
-  esac
-  unset _vmloc_value
-}}
-
-{prepends}
-
-unset -f _vmloc_prepend
-export VIRTUAL_ENV="{venv}"
-export ROS_DISTRO=kilted ROS_VERSION=2 ROS_PYTHON_VERSION=3
-# The wheels' own start-up hook need not start Python a second time to set LD_LIBRARY_PATH.
-export _ROS_WHEELS_BOOTSTRAP_COMPLETE=1
-"""
-
-PROFILE_SCRIPT = """\
-# With its own defaults Fast DDS loses most camera images.
-if [ -z "${{FASTDDS_DEFAULT_PROFILES_FILE:-}}" ] && [ -f "{profile}" ]; then
-  export FASTDDS_DEFAULT_PROFILES_FILE="{profile}"
-fi
-"""
-
-DISTRIBUTION_SCRIPT = """\
-# Generated by `make setup`. Source it after the distribution's own setup script: the packages that colcon built, and
-# the virtual environment with what has no system package.
-COLCON_CURRENT_PREFIX="{install}" . "{install}/local_setup.sh"
-export VIRTUAL_ENV="{venv}"
-export PATH="{venv}/bin:$PATH"
-"""
-
-
-def write_script(text: str) -> None:
-    partial = ENVIRONMENT_SCRIPT.with_suffix(".part")
-    partial.write_text(text + PROFILE_SCRIPT.format(profile=DDS_PROFILE), encoding="utf-8")
-    os.replace(partial, ENVIRONMENT_SCRIPT)
-
-
-def write_wheels_script() -> None:
-    prepends = [f'_vmloc_prepend LD_LIBRARY_PATH "{path}"' for path in reversed(library_paths())]
-    prepends += [f'_vmloc_prepend {name} "{VENV}"' for name in ("AMENT_PREFIX_PATH", "CMAKE_PREFIX_PATH")]
-    prepends.append(f'_vmloc_prepend PATH "{VENV / "bin"}"')
-    write_script(WHEELS_SCRIPT.format(prepends="\n".join(prepends), venv=VENV))
-
-
-def write_distribution_script() -> None:
-    write_script(DISTRIBUTION_SCRIPT.format(install=ROOT / "install", venv=VENV))
-
-
 def check_environment() -> None:
     """Imports what everything rests on, from a shell that sourced the script, as the user's own will be."""
     statement = "import cv2, rclpy, torch, torchvision, rosbags, tf2_msgs.msg, vmloc_msgs.msg, vmloc_ros"
@@ -362,7 +195,7 @@ def wheels_steps() -> list[Step]:
             f"the ROS 2 wheels are for Linux on x86-64, and this is {sys.platform} on {platform.machine()}: install "
             "and source a ROS 2 distribution (Jazzy, Kilted or newer), and run make again"
         )
-    own = (ROOT / "bootstrap" / "setup_environment.py",)
+    own = tuple(ROOT / "bootstrap" / name for name in ("setup_environment.py", "environment.py", "steps.py"))
     constraints = ROOT / "constraints.txt"
     metadata = (ROOT / "setup.py", ROOT / "setup.cfg", ROOT / "vmloc_ros" / "__init__.py")
 

@@ -19,11 +19,13 @@ BOOTSTRAP = Path(__file__).resolve().parents[1] / "bootstrap"
 def setup_module_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The set-up script, working in an empty folder."""
     monkeypatch.syspath_prepend(str(BOOTSTRAP))
-    module = importlib.import_module("setup_environment")
+    modules = [importlib.import_module(name) for name in ("steps", "environment", "setup_environment")]
     for name, path in (("ROOT", ""), ("VENV", ".venv"), ("STATE", ".venv/state.json"), ("LOG", ".venv/setup.log")):
-        monkeypatch.setattr(module, name, tmp_path / path)
+        for module in modules:
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, tmp_path / path)
     (tmp_path / ".venv").mkdir()
-    return module
+    return modules[-1]
 
 
 class Work:
@@ -52,7 +54,7 @@ class Work:
 
 @pytest.fixture
 def work(setup_module_in: ModuleType, tmp_path: Path) -> Work:
-    return Work(setup_module_in, tmp_path)
+    return Work(importlib.import_module("steps"), tmp_path)
 
 
 def test_a_second_run_does_nothing(work: Work) -> None:
@@ -143,8 +145,9 @@ def test_the_environment_script_can_be_sourced_twice_and_keeps_what_was_set(
     setup_module_in: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / ".venv" / "ros_env.sh"
-    monkeypatch.setattr(setup_module_in, "ENVIRONMENT_SCRIPT", script)
-    monkeypatch.setattr(setup_module_in, "DDS_PROFILE", tmp_path / "fastdds.xml")
+    environment_module = importlib.import_module("environment")
+    monkeypatch.setattr(environment_module, "ENVIRONMENT_SCRIPT", script)
+    monkeypatch.setattr(environment_module, "DDS_PROFILE", tmp_path / "fastdds.xml")
     (tmp_path / "fastdds.xml").touch()
     setup_module_in.write_wheels_script()
     command = f". {script}; . {script}; env"
