@@ -35,6 +35,8 @@ PATIENCE_S = 40.0
 """Only an upper limit: what is waited for comes in a second, but the machine may be busy with something else."""
 SETTLE_S = 0.3
 """A subscriber that the publisher has found may need a little longer to find the publisher."""
+DEEP_QUEUES = {f"/{name}": {"subscription": {"depth": 500}} for name in ("image", "camera_info", "points", "odom")}
+"""Drives are sent at a multiple of their pace to a process that the machine may stop for a second."""
 
 INPUT_TOPICS = {
     EventKind.IMAGE: "/image",
@@ -103,6 +105,8 @@ class Graph:
         for publisher in publishers:
             wait_until(lambda p=publisher: p.get_subscription_count() > 0, f"a subscriber of {publisher.topic_name}")
         time.sleep(SETTLE_S)
+        if self.node.count_services("/localizer/get_state"):  # an answer shows that a busy machine let it run since
+            self.state()
 
     def _prepare(self, events: list[Event]) -> None:
         """Publishers for all that is going to be sent, found by their subscribers."""
@@ -168,7 +172,8 @@ class NodeProcess:
 
     def __init__(self, folder: Path, parameters: dict[str, Any] | None = None, arguments: Iterable[str] = ()) -> None:
         self.file = folder / "parameters.yaml"
-        content = {"model": {"path": "scripted"}, **(parameters or {})}
+        content = {**(parameters or {}), "qos_overrides": DEEP_QUEUES}
+        content["model"] = {"path": "scripted", "max_pending_frames": 200, **content.get("model", {})}
         self.file.write_text(yaml.safe_dump({"/**": {"ros__parameters": content}}))
         self.log = folder / "node.log"
         with self.log.open("wb") as log:

@@ -204,6 +204,7 @@ def test_compressed_images_come_through_their_own_topic(graph: Graph, tmp_path: 
         message = CompressedImage(format="png")
         message.data.frombytes(cv2.imencode(".png", pixels)[1].tobytes())
         message.header.stamp.sec = START_NS // SECOND
+        time.sleep(1.0)  # the node has just begun to listen
         publisher.publish(message)
         wait_until(lambda: any(s.is_frame for s in statuses), "a frame")
         assert [s.absent_rgb for s in statuses if s.is_frame] == [""]
@@ -329,7 +330,7 @@ def test_a_slow_network_drops_stale_frames_and_does_not_hold_up_tf(graph: Graph,
     statuses = graph.collect(LocalizationStatus, "/localizer/status")
     poses = graph.collect(PoseWithCovarianceStamped, "/localizer/pose")
     diagnostics = graph.collect(DiagnosticArray, "/diagnostics")
-    parameters = {"model": {"path": "slow"}, "filter": {"initialize_after": 1}}
+    parameters = {"model": {"path": "slow", "max_pending_frames": 2}, "filter": {"initialize_after": 1}}
     with running_node(tmp_path, parameters) as node:
         graph.play(drive(4.0), speed=1.0)
         wait_until(lambda: len(poses) > 60, "poses at the odometry's rate")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
 
-def sensor(depth: int = 10) -> QoSProfile:
+def sensor(depth: int = 20) -> QoSProfile:
     """Best effort, volatile: matches every publisher, reliable or not."""
     return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
 
