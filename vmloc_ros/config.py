@@ -127,7 +127,7 @@ class ModelConfig(StrictModel):
 class FilterConfig(StrictModel):
     window_s: float = Field(3.0, gt=0.0, description="History kept for late measurements.")
     noise_m_per_m: float = Field(
-        0.15, ge=0.0, description="Odometry position deviation per metre driven (white, per sqrt(m))."
+        0.2, ge=0.0, description="Odometry position deviation per metre driven (white, per sqrt(m))."
     )
     noise_rad_per_m: float = Field(0.02, ge=0.0, description="Odometry rotation deviation per sqrt(metre).")
     noise_rad_per_rad: float = Field(0.03, ge=0.0, description="Odometry rotation deviation per sqrt(radian) turned.")
@@ -140,7 +140,7 @@ class FilterConfig(StrictModel):
         1.3, ge=1.0, description="Multiplies the measurements' covariance: networks are surer than they should be."
     )
     measurement_correlation_s: float = Field(
-        1.5,
+        1.0,
         ge=0.0,
         description="Correlation time of the measurements' errors: measurements closer in time than this inform less. "
         "0: independent errors.",
