@@ -39,8 +39,6 @@ def test_late_poses_are_really_fused() -> None:
 
 
 def test_the_whole_benchmark_with_the_packaged_model(tmp_path: Path, project_root: Path) -> None:
-    if not (project_root / "models" / "town" / "card.yaml").is_file():
-        pytest.skip("models/town is not there")
     console = Console(record=True, width=120)
     rows = bench.run_bench(project_root / "models" / "town", quick=True, json=tmp_path / "bench.json", console=console)
     assert {row.part for row in rows} == {"projection", "image", "filter", "network", "pipeline"}

@@ -70,6 +70,15 @@ def test_the_filter_is_better_than_the_network(demo: DemoResult) -> None:
     assert demo.report.fused.position_m.max < demo.report.network.position_m.max
 
 
+def test_the_demos_limits(demo: DemoResult) -> None:
+    """What the whole demo promises, as far as a third of it can show it."""
+    assert demo.report.network is not None
+    assert demo.report.network.position_m.mean < 2.0
+    for outage in demo.report.outages:
+        assert outage.fused is not None
+        assert outage.fused.position_m.max < 2.0, outage
+
+
 def test_everything_is_written(demo: DemoResult) -> None:
     assert read_report(demo.out) == demo.report
     for name in ("truth", "odometry", "network", "fused", "live", "retrieval"):
