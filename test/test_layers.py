@@ -19,7 +19,7 @@ LAYERS = {
     2: "datasets networks losses",
     3: "checkpoint training training_config training_state validation split samples batches objective localizer "
     "runtimes frame_source assembly outputs pipeline bags bag_messages bag_writer evaluation run_log run_outputs "
-    "report retrieval recordings plots",
+    "report retrieval recordings plots plots_evaluation",
     4: "commands cli ros",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

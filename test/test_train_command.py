@@ -21,7 +21,9 @@ from vmloc_ros.datasets.open import open_recordings
 from vmloc_ros.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from vmloc_ros.evaluation import frame_config
 from vmloc_ros.localizer import load_localizer
+from vmloc_ros.metrics import error_summary
 from vmloc_ros.training import train
+from vmloc_ros.trajectory import read_tum
 from vmloc_ros.types import PoseEstimate
 
 
@@ -104,6 +106,20 @@ def test_evaluation_sees_what_the_node_would_see(model: Path, town: Path, tmp_pa
     assert both["errors"]["n"] == trained["n"]
     assert both["errors"]["position_m"]["mean"] == pytest.approx(trained["position_m"]["mean"], rel=1e-3)
     assert both["errors"]["rotation_deg"]["mean"] == pytest.approx(trained["rotation_deg"]["mean"], rel=1e-3)
+
+
+def test_evaluation_writes_report_trajectories_and_figures(model: Path, town: Path, tmp_path: Path) -> None:
+    out = tmp_path / "evaluation"
+    report = run_evaluate(model, town, "town", recordings=["traversal_01"], device="cpu", out=out)
+    assert json.loads((out / "report.json").read_text()) == report
+    truth = read_tum(out / "truth.tum")
+    for name, mode in (("rgb_depth", "RGB_DEPTH"), ("rgb_only", "RGB_ONLY"), ("depth_only", "DEPTH_ONLY")):
+        errors = error_summary(read_tum(out / f"{name}.tum"), truth)
+        assert errors["n"] == report["modes"][mode]["errors"]["n"]
+        assert errors["position_m"]["mean"] == pytest.approx(report["modes"][mode]["errors"]["position_m"]["mean"])
+    assert (out / "retrieval.tum").is_file()
+    for figure in ("trajectories.png", "errors.png"):
+        assert (out / figure).read_bytes().startswith(b"\x89PNG")
 
 
 def test_evaluation_arguments(model: Path, town: Path) -> None:

@@ -97,20 +97,20 @@ def plot_run(folder: Path) -> list[Path]:
     """
     run = read_run(folder)
     written = []
-    with _figure(folder / "trajectories.png", (7.6, 6.4)) as figure:
+    with figure_file(folder / "trajectories.png", (7.6, 6.4)) as figure:
         draw_trajectories(figure.add_subplot(), run)
     written.append(folder / "trajectories.png")
     if "truth" in run.trajectories and len(run.trajectories) > 1:
-        with _figure(folder / "errors.png", (9.6, 5.6)) as figure:
+        with figure_file(folder / "errors.png", (9.6, 5.6)) as figure:
             draw_errors(figure, run)
-        with _figure(folder / "error_curves.png", (9.0, 3.6)) as figure:
+        with figure_file(folder / "error_curves.png", (9.0, 3.6)) as figure:
             draw_error_curves(figure, run)
         written += [folder / "errors.png", folder / "error_curves.png"]
     return written
 
 
 @contextmanager
-def _figure(path: Path, size_inches: tuple[float, float]) -> Iterator[Figure]:
+def figure_file(path: Path, size_inches: tuple[float, float]) -> Iterator[Figure]:
     """A figure in our style, saved whole or not at all."""
     with plt.rc_context(cast(Any, STYLE)):
         figure = plt.figure(figsize=size_inches, layout="constrained")
@@ -212,7 +212,7 @@ def draw_errors(figure: Figure, run: RunFiles) -> None:
                 dash: Any = (0, (5, 2)) if name == "odometry" else "-"
                 axes.plot(seconds, values, ls=dash, lw=1.5, color=COLOURS[name], label=LABELS[name])
     for axes, unit, limits in ((position, "m", (0.01, 300.0)), (rotation, "deg", (0.01, 180.0))):
-        _log_limits(axes, unit, limits)
+        log_limits(axes, unit, limits)
         _shade_outages(axes, run)
         axes.margins(x=0.01)
     position.set_title("Error against the truth")
@@ -235,7 +235,7 @@ def pose_errors(
     return known.stamps_ns, np.maximum(metres, SMALLEST), np.maximum(degrees, SMALLEST)
 
 
-def _log_limits(axes: Axes, unit: str, limits: tuple[float, float]) -> None:
+def log_limits(axes: Axes, unit: str, limits: tuple[float, float]) -> None:
     """A logarithmic y axis, cut at what still means something."""
     drawn = [np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()]
     values = np.concatenate(drawn) if drawn else np.array([1.0])
@@ -321,7 +321,7 @@ def plot_training(metrics_csv: Path, out: Path | None = None) -> Path:
     if not panels:
         raise TrainingError(f"{metrics_csv}: has no column named *loss*, *_m or *_deg (has {', '.join(columns)})")
     target = out if out is not None else metrics_csv.with_name("training.png")
-    with _figure(target, (4.2 * len(panels), 3.5)) as figure:
+    with figure_file(target, (4.2 * len(panels), 3.5)) as figure:
         for axes, (title, names) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
             for name in names:
                 values = columns[name]
@@ -375,7 +375,7 @@ def plot_overview(
         depth_title: what the depth image shows.
     """
     run = read_run(folder)
-    with _figure(out, (10.2, 5.2)) as figure:
+    with figure_file(out, (10.2, 5.2)) as figure:
         left, right = cast(Any, figure.subfigures(1, 2, width_ratios=(1.0, 1.6)))
         camera, lidar = left.subplots(2, 1)
         camera.imshow(rgb)

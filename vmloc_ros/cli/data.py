@@ -101,14 +101,15 @@ def evaluate(
     recording: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
     frames: Annotated[str | None, typer.Option(help="7-Scenes: which frames, such as 600-649.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:n.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder for report, trajectories and figures.")] = None,
     json: Json = None,
 ) -> None:
     """Measure the network alone, per modality and corruption, beside the retrieval baseline.
 
-    Example: vmloc evaluate models/town out/town --format town --modalities rgb,depth --corrupt rgb:1
+    Example: vmloc evaluate models/town out/town --format town --corrupt rgb:1 --out out/evaluation
     """
     from vmloc_ros.commands.evaluate import run_evaluate
 
     chosen = [name.strip() for name in modalities.split(",") if name.strip()]
     options: dict[str, Any] = {"frames": frames, "odometry": "none"} if frames else {}
-    run_evaluate(model, source, format.value, chosen, corrupt or (), json, recording or (), options, device)
+    run_evaluate(model, source, format.value, chosen, corrupt or (), json, recording or (), options, device, out)

@@ -20,7 +20,9 @@ from vmloc_ros.evaluation import Evaluation, evaluate, frame_config, modes_for, 
 from vmloc_ros.localizer import load_localizer
 from vmloc_ros.recordings import open_any
 from vmloc_ros.retrieval import Retrieval
+from vmloc_ros.run_log import trajectory_of
 from vmloc_ros.samples import Labelled
+from vmloc_ros.trajectory import write_tum
 
 
 def run_evaluate(
@@ -33,6 +35,7 @@ def run_evaluate(
     recordings: Sequence[str] = (),
     options: dict[str, Any] | None = None,
     device: str = "auto",
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluates a model on recordings and prints a table; returns the report.
 
@@ -44,6 +47,7 @@ def run_evaluate(
         json: where the report is written.
         recordings: names; empty: all.
         options: further arguments of the dataset's reader.
+        out: folder that receives `report.json`, trajectories T_map_camera (TUM) of every mode, and figures.
 
     Raises:
         CheckpointError, ConfigError, DatasetError: with the file or the argument.
@@ -78,7 +82,30 @@ def run_evaluate(
     if json is not None:
         files.write_json(json, report)
         console.print(f"wrote {json}")
+    if out is not None:
+        write_evaluation(out, result, report)
+        console.print(f"wrote {out}: report.json, trajectories, trajectories.png, errors.png")
     return report
+
+
+def write_evaluation(out: Path, result: Evaluation, report: dict[str, Any]) -> None:
+    """Writes the report, `truth.tum`, a TUM file per mode and for the retrieval baseline, and the figures."""
+    from vmloc_ros.plots_evaluation import plot_evaluation
+
+    answers = {mode.value.lower(): answers for mode, answers in result.modes.items()}
+    if result.retrieval is not None:
+        answers["retrieval"] = result.retrieval
+    truths = {stamp: T for a in answers.values() for stamp, T in zip(a.stamps_ns, a.truths, strict=True)}
+    truth = trajectory_of(truths.items())
+    estimates = {
+        name: trajectory_of(zip(a.stamps_ns, a.estimates, strict=True)) for name, a in answers.items() if a.estimates
+    }
+    files.write_json(out / "report.json", report)
+    for name, trajectory in {"truth": truth, **estimates}.items():
+        if len(trajectory):
+            write_tum(out / f"{name}.tum", trajectory)
+    if estimates:
+        plot_evaluation(out, truth, estimates)
 
 
 def _frames(recordings: Sequence[Recording], config: LocalizerConfig) -> Iterator[Labelled]:
