@@ -164,6 +164,29 @@ def test_a_dead_camera_that_still_publishes_counts_as_absent() -> None:
     assert frames[-5].mode is Mode.DEPTH_ONLY
 
 
+def test_a_frozen_camera_counts_as_absent_once_the_robot_has_moved() -> None:
+    def frozen(event: Event, since_s: float) -> Event:
+        if event.kind is not EventKind.IMAGE or event.stamp_ns < START_NS + since_s * SECOND:
+            return event
+        return dataclasses.replace(event, payload=dataclasses.replace(event.payload, data=picture.payload.data))
+
+    picture = image(START_NS)
+    pipeline, outputs = run([frozen(e, 2.0) for e in drive(5.0)])
+    frames = [s for s in outputs.statuses if s.key is not None]
+    assert {s.mode for s in frames[10:20]} == {Mode.RGB_DEPTH}
+    assert {s.mode for s in frames[25:]} == {Mode.DEPTH_ONLY}
+    assert "the same picture" in frames[-1].absent[Modality.RGB]
+    assert pipeline.counters()["rejected.image_frozen"] == 28
+    standing = [
+        dataclasses.replace(e, payload=dataclasses.replace(e.payload, T_odom_base=np.eye(4)))
+        if e.kind is EventKind.ODOMETRY
+        else e
+        for e in drive(3.0)
+    ]
+    pipeline, _ = run([frozen(e, 0.0) for e in standing])
+    assert "rejected.image_frozen" not in pipeline.counters(), "a simulated camera that stands still shows one picture"
+
+
 def test_an_empty_cloud_counts_as_absent_and_both_absent_give_no_pose() -> None:
     events = [cloud(e.stamp_ns, points=5) if e.kind is EventKind.CLOUD else e for e in drive(3.0)]
     _, outputs = run(events)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ from vmloc_ros.types import (
 )
 
 CONSTANT_STRIDE = 4
-"""Every so many pixels are looked at to see whether an image is constant."""
+"""Every so many pixels are looked at to see whether an image is constant, or the same as before."""
+FROZEN_FRAMES, FROZEN_M = 3, 0.5
+"""So many times the very same picture while the odometry moved so far: the camera is dead, and its driver is not."""
 
 
 class Assembler:
@@ -55,6 +58,7 @@ class Assembler:
         self._rectifier: tuple[CameraInfo, Rectifier] | None = None
         self._decoded: dict[int, Cloud] = {}
         self._points = 0
+        self._repeated: tuple[int, int, Array | None] = (0, 0, None)
         self.rejected: Counter[str] = Counter()
         self.problems: dict[str, str] = {}
         for name, values, source in (
@@ -115,6 +119,11 @@ class Assembler:
             self.rejected["image_constant"] += 1
             self.problems["image"] = absent[Modality.RGB] = f"image is constant (deviation {deviation:.2f} of 255)"
             return None
+        frozen = self._frozen(parts, rgb)
+        if frozen:
+            self.rejected["image_frozen"] += 1
+            self.problems["image"] = absent[Modality.RGB] = frozen
+            return None
         if parts.info is None:
             if not self._config.input.image_rectified:
                 absent[Modality.RGB] = self._reject("camera_info", CameraError("camera_info has not come"))
@@ -128,6 +137,21 @@ class Assembler:
         self.problems.pop("image", None)
         self.problems.pop("camera_info", None)
         return rgb
+
+    def _frozen(self, parts: FrameParts, rgb: NDArray[np.uint8]) -> str:
+        """Why a picture cannot be of this moment: it is the last one again, although the robot has moved."""
+        mark = zlib.crc32(rgb[::CONSTANT_STRIDE, ::CONSTANT_STRIDE].tobytes())
+        T_odom_base = parts.odometry.pose_at(parts.key.stamp_ns)
+        last, times, T_odom_first = self._repeated
+        if mark != last:
+            times, T_odom_first = 0, T_odom_base
+        self._repeated = (mark, times + 1, T_odom_first)
+        if times + 1 < FROZEN_FRAMES or T_odom_first is None or T_odom_base is None:
+            return ""
+        moved_m = float(np.linalg.norm(T_odom_base[:3, 3] - T_odom_first[:3, 3]))
+        if moved_m < FROZEN_M:
+            return ""
+        return f"image is frozen: the same picture {times + 1} times while the odometry moved {moved_m:.1f} m"
 
     def _rectify(self, info: CameraInfo) -> Rectifier:
         known = self._rectifier
@@ -253,6 +277,7 @@ class Assembler:
     def clear(self) -> None:
         """Forgets decoded clouds (stamps mean something else after a reset of the clock)."""
         self._decoded.clear()
+        self._repeated = (0, 0, None)
 
 
 CAMERA_BY_HAND = "<extrinsics.base_to_camera>"

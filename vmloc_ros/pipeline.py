@@ -81,6 +81,7 @@ class Pipeline:
         self._last_arrival_s = time.monotonic()
         self._fused_mode: Mode | None = None
         self._busy = False
+        self._forget = False
         self._T_base_camera: Array | None = None
         self.problems: dict[str, str] = {}
         mismatches = sensor_mismatches(config, localizer.card.input, localizer.card.projection)
@@ -207,6 +208,9 @@ class Pipeline:
                 return Outputs()  # it went stale between `take` and here
             self._pending.remove(job)
             self._busy = True
+            if self._forget:
+                self._assembler.clear()  # here, not where the reset happens: the assembler is the worker's own
+                self._forget = False
             parts = self._source.gather(key)
             prior = self._fusion.state_at(key.stamp_ns)
         try:
@@ -359,6 +363,7 @@ class Pipeline:
         self._source.odometry.clear()
         self._pending.clear()
         self._arrivals.clear()
+        self._forget = True
         self._last_status_ns = None
         self._fused_mode = None
         self._counts["resets"] += 1
