@@ -86,7 +86,7 @@ def run_train(config_path: Path, data: Path, out: Path, resume: bool = False) ->
 
         trained = train(config, store, train_samples, validation_samples, normalisation, out, key, resume, tell)
     card = finish(config, recordings, store, train_samples, validation_samples, normalisation, trained, out)
-    console.print(score_lines(card))
+    console.print(score_lines(card), soft_wrap=True, highlight=False)
     console.print(f"wrote {out}")
     return out
 
