@@ -105,8 +105,9 @@ class Graph:
         for publisher in publishers:
             wait_until(lambda p=publisher: p.get_subscription_count() > 0, f"a subscriber of {publisher.topic_name}")
         time.sleep(SETTLE_S)
-        if self.node.count_services("/localizer/get_state"):  # an answer shows that a busy machine let it run since
-            self.state()
+        inputs = {publisher.topic_name for publisher in publishers} & set(INPUT_TOPICS.values())
+        if inputs and self.node.count_services("/localizer/get_state"):
+            self.state()  # an answer shows that a busy machine let the localizer run since
 
     def _prepare(self, events: list[Event]) -> None:
         """Publishers for all that is going to be sent, found by their subscribers."""
