@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import multivariate_normal
 
 from vmloc_ros.errors import GeometryError
-from vmloc_ros.uncertainty import Calibration, calibrate, robust_covariance, spread
+from vmloc_ros.uncertainty import (
+    Calibration,
+    best_constant,
+    calibrate,
+    coverage,
+    gaussian_log_likelihood,
+    nees,
+    robust_covariance,
+    spread,
+)
 
 BASE = np.diag([0.5, 0.2, 1.0, 0.01, 0.03, 0.02]) ** 2
 
@@ -82,3 +92,33 @@ def test_calibration_refuses_what_it_cannot_use() -> None:
         calibrate(errors * np.nan, scatters)
     with pytest.raises(GeometryError, match="0 errors"):
         calibrate(errors[:0], scatters[:0])
+
+
+def test_measures_of_honest_covariances() -> None:
+    """Errors drawn from their covariances: NEES 6, coverage as promised, likelihood as scipy computes it."""
+    rng = np.random.default_rng(3)
+    factors = np.linalg.cholesky(BASE * np.exp(rng.normal(size=(4000, 1, 1))))
+    covariances = factors @ factors.transpose(0, 2, 1)
+    errors = np.einsum("nij,nj->ni", factors, rng.normal(size=(4000, 6)))
+    distance = nees(errors, covariances)
+    assert distance.mean() == pytest.approx(6.0, abs=0.2)
+    covered = coverage(distance)
+    assert list(covered) == ["50", "90", "95"]
+    assert list(covered.values()) == pytest.approx([0.5, 0.9, 0.95], abs=0.03)
+    likelihood = gaussian_log_likelihood(errors, covariances)
+    expected = [multivariate_normal.logpdf(e, np.zeros(6), S) for e, S in zip(errors[:20], covariances, strict=False)]
+    assert likelihood[:20] == pytest.approx(expected)
+    constant = np.broadcast_to(best_constant(errors), covariances.shape)
+    assert gaussian_log_likelihood(errors, constant).mean() < likelihood.mean()
+    assert nees(errors, constant).mean() == pytest.approx(6.0, rel=0.01)
+    for other in (0.8, 1.25):
+        assert (
+            gaussian_log_likelihood(errors, other * constant).mean() < gaussian_log_likelihood(errors, constant).mean()
+        )
+
+
+def test_measures_refuse_nothing() -> None:
+    with pytest.raises(ValueError, match="no frame"):
+        coverage(np.array([]))
+    with pytest.raises(GeometryError, match="0 errors"):
+        best_constant(np.empty((0, 6)))

@@ -6,9 +6,11 @@ perturbations in camera axes. It ranks frames well and is badly scaled; so it on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import chi2
 
 from vmloc_ros.errors import GeometryError
 from vmloc_ros.geometry import Array
@@ -116,3 +118,48 @@ def _nees_scale(distance_N: Array) -> float:
         else:
             high = middle
     return float(np.sqrt(low * high))
+
+
+def nees(errors_N6: Array, covariances_N66: Array) -> Array:
+    """Normalised estimation error squared of each frame, `d' S^-1 d` (N,); its mean is 6 where `S` is honest.
+
+    Raises:
+        numpy.linalg.LinAlgError: a covariance is singular.
+    """
+    solved = np.linalg.solve(covariances_N66, errors_N6[..., None])[..., 0]
+    return np.asarray(np.einsum("ni,ni->n", errors_N6, solved))
+
+
+def coverage(nees_N: Array, dof: int = 6, levels: Sequence[float] = (0.5, 0.9, 0.95)) -> dict[str, float]:
+    """Share of the frames whose error lies in the ellipsoid that holds 50, 90, 95 % of a Gaussian's (chi-square).
+
+    Keys are the levels in percent: "50", "90", "95".
+
+    Raises:
+        ValueError: no frame.
+    """
+    if len(nees_N) == 0:
+        raise ValueError("no frame to measure the coverage on")
+    return {f"{100.0 * level:g}": float(np.mean(nees_N <= chi2.ppf(level, dof))) for level in levels}
+
+
+def gaussian_log_likelihood(errors_N6: Array, covariances_N66: Array) -> Array:
+    """log N(d; 0, S) of each frame (N,), natural logarithm, units of metres and radians.
+
+    Raises:
+        numpy.linalg.LinAlgError: a covariance is singular.
+    """
+    size = errors_N6.shape[-1]
+    log_determinant = np.linalg.slogdet(covariances_N66)[1]
+    return -0.5 * (nees(errors_N6, covariances_N66) + log_determinant + size * np.log(2.0 * np.pi))
+
+
+def best_constant(errors_N6: Array) -> Array:
+    """The one covariance (6, 6) under which zero-mean Gaussian errors are likeliest: their second moment, and FLOOR_6.
+
+    Raises:
+        GeometryError: no errors, or numbers that are not finite.
+    """
+    if len(errors_N6) == 0 or not np.isfinite(errors_N6).all():
+        raise GeometryError(f"cannot fit a covariance to {len(errors_N6)} errors; all must be finite")
+    return np.asarray(errors_N6.T @ errors_N6 / len(errors_N6) + np.diag(FLOOR_6**2))
