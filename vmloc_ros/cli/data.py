@@ -80,6 +80,9 @@ def train(
     data: Annotated[Path, typer.Option(metavar="SRC", help="The dataset's folder as its publishers ship it.")],
     out: Annotated[Path, typer.Option(help="The model's folder.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in OUT.")] = False,
+    samples: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Prepared samples, to be shared by several trainings.")
+    ] = None,
 ) -> None:
     """Train a model.
 
@@ -87,7 +90,7 @@ def train(
     """
     from vmloc_ros.commands.train import run_train
 
-    run_train(config, data, out, resume)
+    run_train(config, data, out, resume, samples)
 
 
 def evaluate(

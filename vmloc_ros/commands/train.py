@@ -51,7 +51,7 @@ from vmloc_ros.validation import ModeErrors, validate
 SAMPLES = "samples"
 
 
-def run_train(config_path: Path, data: Path, out: Path, resume: bool = False) -> Path:
+def run_train(config_path: Path, data: Path, out: Path, resume: bool = False, samples: Path | None = None) -> Path:
     """Trains a model and writes its folder; returns the folder.
 
     Args:
@@ -59,6 +59,7 @@ def run_train(config_path: Path, data: Path, out: Path, resume: bool = False) ->
         data: the recordings' folder as its publishers ship it.
         out: receives model.safetensors, card.yaml, config.yaml, metrics.csv, retrieval.safetensors and training.png.
         resume: go on from the last whole checkpoint in `out`; the result is that of a training never interrupted.
+        samples: folder of the prepared samples, which several trainings may share; by default inside `out`.
 
     Raises:
         ConfigError, DatasetError, TrainingError, CheckpointError: with the file or key.
@@ -69,7 +70,7 @@ def run_train(config_path: Path, data: Path, out: Path, resume: bool = False) ->
     recordings = choose_recordings(
         open_any(config.data.format, data, config.localizer.topics, config.data.options), config.data
     )
-    store = prepare(config, recordings, out / WORK / SAMPLES, console)
+    store = prepare(config, recordings, samples or out / WORK / SAMPLES, console)
     train_samples, validation_samples = split(store, config.data, config.network)
     check_sizes(config, train_samples, validation_samples)
     files.write_yaml(out / CONFIG, config.model_dump(mode="json"))
