@@ -17,11 +17,12 @@ from vmloc_ros.losses import geometric_loss
 from vmloc_ros.networks.vmloc import VMLoc
 from vmloc_ros.runtimes.torch import TorchRuntime
 from vmloc_ros.samples import SampleStore
-from vmloc_ros.training import BAD_BATCH, Trained, one_cycle, read_rows, train
+from vmloc_ros.training import BAD_BATCH, Trained, learning_rate, read_rows, train
 from vmloc_ros.training_config import OptimizerConfig, TrainingConfig
 from vmloc_ros.training_state import STATE
 from vmloc_ros.types import Mode
 from vmloc_ros.validation import validate
+from vmloc_ros.weight_average import WeightAverage
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +55,26 @@ def test_same_seed_same_weights(store: SampleStore, tmp_path: Path, presence_as:
     assert not same(one, other)
 
 
-@pytest.mark.parametrize("stop_at", [5, 6, 7])  # in the third epoch and the fourth; checkpoints are after the second
-def test_resuming_gives_the_same_weights(store: SampleStore, tmp_path: Path, stop_at: int) -> None:
-    whole = run(store, tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("stop_at", "optimizer"),  # in the third epoch and the fourth; checkpoints are after the second
+    [(5, {}), (6, {"ema": 0.9}), (7, {"algorithm": "adam", "schedule": "constant"})],
+)
+def test_resuming_gives_the_same_weights(store: SampleStore, tmp_path: Path, stop_at: int, optimizer: dict) -> None:
+    config = tiny_config(optimizer=optimizer)
+    whole = run(store, tmp_path / "whole", config)
 
     def cut(step: int, row: dict) -> None:
         if step == stop_at:
             raise PowerCutError
 
     with pytest.raises(PowerCutError):
-        run(store, tmp_path / "cut", tell=cut)
-    resumed = run(store, tmp_path / "cut", resume=True)
+        run(store, tmp_path / "cut", config, tell=cut)
+    resumed = run(store, tmp_path / "cut", config, resume=True)
     assert same(whole, resumed)
     assert resumed.progress.epoch == 4
     metrics = [read_rows(tmp_path / name / METRICS, 10) for name in ("whole", "cut")]
     assert [row["loss"] for row in metrics[0]] == [row["loss"] for row in metrics[1]]
-    again = run(store, tmp_path / "cut", resume=True)  # of a finished one: nothing is left to do
+    again = run(store, tmp_path / "cut", config, resume=True)  # of a finished one: nothing is left to do
     assert same(whole, again)
 
 
@@ -114,6 +119,47 @@ def test_the_best_validation_is_kept(store: SampleStore, tmp_path: Path) -> None
     assert trained.progress.best_score == min(scores)
 
 
+def test_training_stops_early_and_stays_stopped(
+    store: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two validations in a row without a better score end it; resuming does not begin again."""
+    scores = iter([3.0, 1.0, 2.0, 1.5])
+    monkeypatch.setattr("vmloc_ros.training.overall", lambda errors: next(scores))
+    config = tiny_config(optimizer={"epochs": 9, "validate_every": 1, "patience": 2})
+    trained = run(store, tmp_path, config)
+    assert (trained.progress.epoch, trained.progress.best_epoch) == (4, 2)
+    again = run(store, tmp_path, config, resume=True)
+    assert same(trained, again)
+
+
+def test_the_average_of_the_weights_is_what_is_kept(store: SampleStore, tmp_path: Path) -> None:
+    """Same steps, other weights; with a decay of next to nothing the average is the weights themselves."""
+    plain = run(store, tmp_path / "plain")
+    nearly, slow = (run(store, tmp_path / str(d), tiny_config(optimizer={"ema": d})) for d in (1e-12, 0.9))
+    assert [row["loss"] for row in slow.rows] == [row["loss"] for row in plain.rows]
+    assert same(nearly, plain)
+    assert not same(slow, plain)
+
+
+def test_weight_average_is_the_exponential_one() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    follower = WeightAverage(network, 0.5)
+    expected = {name: tensor.clone().double() for name, tensor in network.state_dict().items()}
+    for step in range(20):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        network(torch.randn(8, 2))
+        follower.update(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = {k: decay * v + (1 - decay) * network.state_dict()[k] for k, v in expected.items()}
+    average = follower.network.state_dict()
+    for name in ("0.weight", "1.running_var", "1.bias"):
+        assert torch.allclose(average[name].double(), expected[name], atol=1e-5)
+    assert average["1.num_batches_tracked"] == 20
+    assert not any(p.requires_grad for p in follower.network.parameters())
+
+
 def test_single_modality_networks_train(store: SampleStore, tmp_path: Path) -> None:
     trained = run(store, tmp_path, tiny_config(network={"modalities": ["depth"]}))
     assert not any(name.startswith("encoders.rgb") for name in trained.tensors)
@@ -147,7 +193,7 @@ def test_too_few_samples(store: SampleStore, tmp_path: Path) -> None:
 
 def test_one_cycle_rises_and_falls() -> None:
     config = OptimizerConfig(peak_learning_rate=1e-3, warm_up=0.2)
-    rates = [one_cycle(step, 100, config) for step in range(101)]
+    rates = [learning_rate(step, 100, config) for step in range(101)]
     assert rates[0] == pytest.approx(4e-5)
     assert max(rates) == rates[20] == pytest.approx(1e-3)
     assert rates[:21] == sorted(rates[:21])

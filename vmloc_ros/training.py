@@ -30,6 +30,7 @@ from vmloc_ros.training_config import OptimizerConfig, TrainingConfig
 from vmloc_ros.training_state import Progress, load_state, save_state
 from vmloc_ros.types import Mode
 from vmloc_ros.validation import ModeErrors, validate
+from vmloc_ros.weight_average import WeightAverage
 
 BAD_BATCH = "bad_batch.txt"
 Row = dict[str, float | int | str]
@@ -50,11 +51,13 @@ class Trained:
     rows: list[Row]
 
 
-def one_cycle(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Learning rate: a cosine up from peak/25, then down to peak/10^4 (Smith and Topin, arXiv:1708.07120).
+def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
+    """Constant, or one cycle: a cosine up from peak/25, then down to peak/10^4 (Smith and Topin, arXiv:1708.07120).
 
     A pure function of the step, so that resuming needs no state.
     """
+    if config.schedule == "constant":
+        return config.peak_learning_rate
     peak, turn = config.peak_learning_rate, max(1.0, config.warm_up * steps)
     if step < turn:
         low, high, share = peak / 25.0, peak, step / turn
@@ -63,12 +66,13 @@ def one_cycle(step: int, steps: int, config: OptimizerConfig) -> float:
     return low + (high - low) * 0.5 * (1.0 - math.cos(math.pi * min(1.0, share)))
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices and kernels only."""
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW or Adam; weight decay on matrices and kernels only."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.peak_learning_rate)
+    algorithm = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.algorithm]
+    return algorithm(groups, lr=config.peak_learning_rate)
 
 
 def epoch_batches(samples: NDArray[np.int64], config: TrainingConfig, epoch: int) -> list[NDArray[np.int64]]:
@@ -118,29 +122,36 @@ def train(
     fabric = Fabric(accelerator=config.device, devices=1, precision=config.precision)
     objective = Objective(VMLoc(config.network).to(memory_format=torch.channels_last), config.objective)  # type: ignore[call-overload]
     optimizer = build_optimizer(objective, config.optimizer)
+    average = WeightAverage(objective.network, config.optimizer.ema) if config.optimizer.ema else None
+    judged = average.network if average else objective.network
     progress, best, rows = Progress(), dict[str, Tensor](), list[Row]()
     if resume:
-        progress, best = load_state(out, key, objective, optimizer)
+        progress, best = load_state(out, key, objective, optimizer, average.network if average else None)
         rows = read_rows(out / METRICS, progress.epoch)
     model, optimizer = fabric.setup(objective, optimizer)
+    judged.to(fabric.device)
     maker = BatchMaker(store, config, normalisation)
     for epoch in range(progress.epoch, config.optimizer.epochs):
+        if 0 < config.optimizer.patience <= progress.unimproved:
+            break
         started = time.monotonic()
-        row = _epoch(fabric, model, optimizer, maker, config, epoch, train_samples, store, out, tell)
+        row = _epoch(fabric, model, optimizer, maker, config, epoch, train_samples, store, out, tell, average)
         last = epoch + 1 == config.optimizer.epochs
         if last or (epoch + 1) % config.optimizer.validate_every == 0:
-            errors = _validated(objective.network, config, normalisation, store, validation_samples)
-            row |= _validation_row(errors)
+            errors = _validated(judged, config, normalisation, store, validation_samples)
             score = overall(errors) if errors else -float(epoch)
+            row |= _validation_row(errors, score)
             if progress.best_score is None or score <= progress.best_score:
-                progress.best_score, progress.best_epoch = score, epoch + 1
-                best = {name: tensor.detach().cpu().clone() for name, tensor in objective.network.state_dict().items()}
+                progress.best_score, progress.best_epoch, progress.unimproved = score, epoch + 1, 0
+                best = {name: tensor.detach().cpu().clone() for name, tensor in judged.state_dict().items()}
+            else:
+                progress.unimproved += 1
         progress.epoch = epoch + 1
         progress.seconds += time.monotonic() - started
         rows.append(row)
         write_rows(out / METRICS, rows)
         if "score" in row or last:
-            save_state(out, key, objective, optimizer, best, progress)
+            save_state(out, key, objective, optimizer, best, progress, average.network if average else None)
     return Trained({name: stored(tensor, config.storage) for name, tensor in best.items()}, progress, rows)
 
 
@@ -155,6 +166,7 @@ def _epoch(
     store: SampleStore,
     out: Path,
     tell: Callable[[int, Row], None],
+    average: WeightAverage | None,
 ) -> Row:
     """One pass over the samples; returns its metrics."""
     torch.manual_seed(int(np.random.default_rng((config.seed, epoch, 1)).integers(2**62)))  # dropout, latent noise
@@ -167,7 +179,7 @@ def _epoch(
     for index, batch in enumerate(made_ahead(maker, batches, (config.seed, epoch, 2))):
         waited += time.monotonic() - asked
         step = epoch * len(batches) + index
-        rate = one_cycle(step, steps, config.optimizer)
+        rate = learning_rate(step, steps, config.optimizer)
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss, bound = model(batch.to(fabric.device), step >= config.objective.importance_after * steps)
@@ -177,6 +189,8 @@ def _epoch(
         fabric.backward(loss)
         fabric.clip_gradients(model, optimizer, max_norm=config.optimizer.clip_norm, error_if_nonfinite=False)
         optimizer.step()
+        if average is not None:
+            average.update(step)
         losses.append(loss.item())
         bounds.append(bound.item())
         row |= {"learning_rate": rate, "loss": float(np.mean(losses)), "bound": float(np.mean(bounds))}
@@ -215,7 +229,6 @@ def _validated(
         return {}
     device = str(next(network.parameters()).device)
     errors = validate(stored_runtime(network, config, normalisation, device), config.network, store, samples)
-    network.train()
     return errors
 
 
@@ -225,10 +238,10 @@ def overall(errors: dict[Mode, ModeErrors]) -> float:
     return float(np.log(np.maximum(means, 1e-9)).mean())
 
 
-def _validation_row(errors: dict[Mode, ModeErrors]) -> Row:
+def _validation_row(errors: dict[Mode, ModeErrors], score: float) -> Row:
     if not errors:
         return {"score": ""}
-    row: Row = {"score": overall(errors)}
+    row: Row = {"score": score}
     for mode, error in errors.items():
         row[f"{mode.value}_mean_m"] = float(error.position_m.mean())
         row[f"{mode.value}_median_m"] = float(np.median(error.position_m))

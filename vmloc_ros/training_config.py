@@ -136,11 +136,29 @@ class AugmentationConfig(StrictModel):
 class OptimizerConfig(StrictModel):
     epochs: int = Field(60, ge=1, description="Passes over the training samples.")
     batch_size: int = Field(48, ge=1, description="Samples per step.")
-    peak_learning_rate: float = Field(2e-3, gt=0.0, description="Top of the one-cycle schedule (AdamW).")
+    algorithm: Literal["adamw", "adam"] = Field(
+        "adamw", description="adamw: weight decay apart from the gradient. adam: added to it (the paper)."
+    )
+    peak_learning_rate: float = Field(
+        2e-3, gt=0.0, description="Top of the one-cycle schedule; of `constant`, all of it."
+    )
+    schedule: Literal["one_cycle", "constant"] = Field(
+        "one_cycle", description="How the learning rate goes; the paper's is constant."
+    )
     warm_up: float = Field(0.15, gt=0.0, lt=1.0, description="Share of the steps that the rate rises.")
-    weight_decay: float = Field(1e-4, ge=0.0, description="AdamW's.")
+    weight_decay: float = Field(1e-4, ge=0.0, description="Of matrices and kernels.")
     clip_norm: float = Field(5.0, gt=0.0, description="Gradients longer than this are shortened.")
     validate_every: int = Field(5, ge=1, description="Epochs between validations and checkpoints.")
+    patience: int = Field(
+        0, ge=0, description="Stop after this many validations in a row without a better score; 0: never."
+    )
+    ema: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Decay per step of the weights' moving average, which is then validated and stored (0.999 averages "
+        "about a thousand steps); 0: the weights themselves.",
+    )
 
 
 class CalibrationConfig(StrictModel):

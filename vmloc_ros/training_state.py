@@ -29,12 +29,14 @@ class Progress:
         best_score: of the best validation so far (smaller is better); None before the first.
         best_epoch: when that was.
         seconds: spent so far.
+        unimproved: validations since the best one.
     """
 
     epoch: int = 0
     best_score: float | None = None
     best_epoch: int = 0
     seconds: float = 0.0
+    unimproved: int = 0
 
 
 def save_state(
@@ -44,10 +46,13 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     best: Mapping[str, Tensor],
     progress: Progress,
+    average: nn.Module | None = None,
 ) -> None:
-    """Writes model, optimizer, best weights so far and progress, atomically."""
+    """Writes model, optimizer, best weights so far, progress and the weights' average, atomically."""
     tensors = {f"model/{name}": tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     tensors |= {f"best/{name}": tensor.detach().cpu().contiguous() for name, tensor in best.items()}
+    if average is not None:
+        tensors |= {f"average/{name}": tensor.cpu().contiguous() for name, tensor in average.state_dict().items()}
     for index, entries in optimizer.state_dict()["state"].items():
         tensors |= {
             f"optimizer/{index}/{name}": torch.as_tensor(value).cpu().contiguous() for name, value in entries.items()
@@ -57,9 +62,9 @@ def save_state(
 
 
 def load_state(
-    folder: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
 ) -> tuple[Progress, dict[str, Tensor]]:
-    """Restores model and optimizer in place; returns the progress and the best weights so far.
+    """Restores model, optimizer and the weights' average in place; returns the progress and the best weights so far.
 
     Raises:
         CheckpointError: no state, a broken one, or one of another configuration or other data.
@@ -74,7 +79,7 @@ def load_state(
         raise CheckpointError(
             f"{path}: of another configuration or other data; resume with the same ones, or start anew"
         )
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "average": {}}
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
@@ -84,6 +89,8 @@ def load_state(
         else:
             parts[part][rest] = tensor
     fill_network(model, parts["model"], path)
+    if average is not None:
+        fill_network(average, parts["average"], path)
     whole = optimizer.state_dict()
     optimizer.load_state_dict({"state": moments, "param_groups": whole["param_groups"]})
     return Progress(**json.loads(about["progress"])), parts["best"]
