@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vmloc_ros.geometry import Array
 from vmloc_ros.networks.config import Normalisation
-from vmloc_ros.networks.inputs import MIN_DEPTH_M, normalise_depth, normalise_rgb
+from vmloc_ros.networks.inputs import MIN_DEPTH_M, normalise
 from vmloc_ros.networks.vmloc import Present
 from vmloc_ros.samples import SampleStore
 from vmloc_ros.training_config import AugmentationConfig, TrainingConfig
@@ -136,8 +136,7 @@ class BatchMaker:
             )
             values = torch.from_numpy(crops).float()
             change = change_rgb if name == Modality.RGB else change_depth
-            normalise = normalise_rgb if name == Modality.RGB else normalise_depth
-            images = normalise(change(values, augmentation, torch_generator), self._normalisation)
+            images = normalise(name, change(values, augmentation, torch_generator), self._normalisation, network)
             erase(images, augmentation, generator)
             images = images.contiguous(memory_format=torch.channels_last)
             inputs[name] = Present(images, torch.from_numpy(rows))

@@ -79,8 +79,11 @@ def log_weights(loss_KB: Tensor, z_KBD: Tensor, mean_BD: Tensor, variance_BD: Te
     """log w of eq. 15: -L_p + lambda (log p(z) - log q(z | x)), prior p = N(0, I).
 
     For the doubly reparameterised gradients `mean_BD` and `variance_BD` must be detached: the score term of eq. 8 then
-    vanishes, and the gradient reaches the encoders through z alone.
+    vanishes, and the gradient reaches the encoders through z alone. Without lambda the densities do not count: a latent
+    without variance (`fusion: concatenation`) has none.
     """
+    if scale == 0.0:
+        return -loss_KB
     prior = log_normal(z_KBD, torch.zeros_like(mean_BD), torch.ones_like(variance_BD))
     return -loss_KB + scale * (prior - log_normal(z_KBD, mean_BD, variance_BD))
 

@@ -39,15 +39,16 @@ class Objective(nn.Module):
         case = torch.cat([case_B for _, _, case_B in rows]) if len(self.beta) > 1 else torch.zeros_like(share).long()
         position_target = batch.position_B3.repeat(len(rows), 1)
         log_quat_target = batch.log_quat_B3.repeat(len(rows), 1)
-        noise = torch.randn((config.samples, *mean.shape), dtype=mean.dtype, device=mean.device)
+        sampled = self.network.is_sampled  # else a point: one sample says all, and it has no density to weigh
+        noise = torch.randn((config.samples if sampled else 1, *mean.shape), dtype=mean.dtype, device=mean.device)
 
         def loss_of(z_KBD: Tensor) -> Tensor:
             position, log_quat = self.network.decode(z_KBD)
             beta, gamma = self.beta[case], self.gamma[case]
             return geometric_loss(position, log_quat, position_target, log_quat_target, beta, gamma, config.distance)
 
-        rule = config.encoder_gradient if importance else "elbo"
-        return vmloc_loss(mean, variance, noise, loss_of, config.latent_weight, rule, share)
+        rule = config.encoder_gradient if importance and sampled else "elbo"
+        return vmloc_loss(mean, variance, noise, loss_of, config.latent_weight if sampled else 0.0, rule, share)
 
     def _rows(self, experts: dict[str, Expert], count: int) -> list[tuple[dict[str, Expert], Tensor, Tensor]]:
         """What is decoded: experts, the share of each sample in the loss, and its case (an index of `CASES`).

@@ -11,8 +11,6 @@ from torchvision import models
 
 from vmloc_ros.networks.config import NetworkConfig
 
-VARIANCE_FLOOR = 1e-6
-
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; the first may halve the image."""
@@ -57,7 +55,7 @@ def build_trunk(config: NetworkConfig, inputs: int) -> tuple[nn.Module, int]:
 
 
 class Encoder(nn.Module):
-    """Trunk, pooled grid, and two parallel linear heads.
+    """Trunk, pooled grid, and two parallel linear heads; with `fusion: concatenation` the head of the mean alone.
 
     The grid keeps *where* things are in the image; global pooling (1x1) is the paper's.
     """
@@ -75,16 +73,22 @@ class Encoder(nn.Module):
             channels = config.reduced
         self.pool = nn.AdaptiveAvgPool2d((config.grid_rows, config.grid_columns))
         features = channels * config.grid_rows * config.grid_columns
-        self.mean = nn.Linear(features, config.latent)
-        self.variance = nn.Linear(features, config.latent)
-        nn.init.normal_(self.variance.weight, std=0.1 / math.sqrt(features))
-        nn.init.constant_(self.variance.bias, math.log(math.expm1(config.initial_variance)))
+        self.floor = config.variance_floor
+        self.mean = nn.Linear(features, config.expert_latent)
+        self.variance: nn.Linear | None = None
+        if config.fusion == "poe":
+            self.variance = nn.Linear(features, config.expert_latent)
+            nn.init.normal_(self.variance.weight, std=0.1 / math.sqrt(features))
+            nn.init.constant_(self.variance.bias, math.log(math.expm1(config.initial_variance)))
 
     def forward(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (N, D) and log-variance (N, D) = log(softplus(raw) + 1e-6).
+        """Mean (N, D) and log-variance (N, D) = log(softplus(raw) + floor); minus infinity where there is no variance.
 
         The trunk may run in mixed precision; the heads never do (bfloat16 has eight bits for a position).
         """
         features = torch.flatten(self.pool(self.reduce(self.trunk(x_NCHW))), 1).float()
         with torch.autocast(x_NCHW.device.type, enabled=False):
-            return self.mean(features), torch.log(functional.softplus(self.variance(features)) + VARIANCE_FLOOR)
+            mean = self.mean(features)
+            if self.variance is None:
+                return mean, torch.full_like(mean, -math.inf)
+            return mean, torch.log(functional.softplus(self.variance(features)) + self.floor)

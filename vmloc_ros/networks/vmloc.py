@@ -1,8 +1,9 @@
-"""VMLoc (K. Zhou, C. Chen et al., AAAI 2021): encoders, product of experts, attention, pose regressors."""
+"""VMLoc (K. Zhou, C. Chen et al., AAAI 2021): encoders, fusion, attention, pose regressors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,11 +13,11 @@ from vmloc_ros.errors import ModelInputError
 from vmloc_ros.networks.attention import LatentAttention
 from vmloc_ros.networks.config import NetworkConfig
 from vmloc_ros.networks.encoders import Encoder
-from vmloc_ros.networks.experts import Expert, Posterior, product_of_experts
-from vmloc_ros.networks.inputs import DEPTH_CHANNELS
+from vmloc_ros.networks.experts import Expert, Posterior, concatenate, product_of_experts
 from vmloc_ros.types import Modality
 
-CHANNELS = {Modality.RGB.value: 3, Modality.DEPTH.value: DEPTH_CHANNELS}
+PUBLISHED_DEVIATION = 1e-3
+"""What the authors' code multiplies the joint *variance* by to get a standard deviation."""
 
 
 class Present(NamedTuple):
@@ -41,7 +42,9 @@ class VMLoc(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoders = nn.ModuleDict({name: Encoder(config, CHANNELS[name]) for name in config.modalities})
+        channels = {Modality.RGB.value: 3, Modality.DEPTH.value: config.depth_channels}
+        self.encoders = nn.ModuleDict({name: Encoder(config, channels[name]) for name in config.modalities})
+        self.activation: nn.Module = nn.Tanh() if config.latent_activation == "tanh" else nn.Identity()
         self.attention: nn.Module = (
             LatentAttention(config.latent, config.attention_divisor) if config.attention else nn.Identity()
         )
@@ -50,10 +53,17 @@ class VMLoc(nn.Module):
         self.rotation = self._regressor()
 
     def _regressor(self) -> nn.Sequential:
-        """Two fully connected layers with a ReLU between them (the published code has one)."""
+        """Two fully connected layers with a ReLU between them; without hidden units one, as in the published code."""
+        if not self.config.hidden:
+            return nn.Sequential(nn.Linear(self.config.latent, 3))
         return nn.Sequential(
             nn.Linear(self.config.latent, self.config.hidden), nn.ReLU(), nn.Linear(self.config.hidden, 3)
         )
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the latent has a variance; without one all samples of it are its mean."""
+        return self.config.fusion == "poe"
 
     def forward(self, inputs: Mapping[str, Present], batch: int) -> Posterior:
         """The joint posterior of B samples; a sample that has no modality at all keeps the prior.
@@ -78,14 +88,19 @@ class VMLoc(nn.Module):
         return experts
 
     def fuse(self, experts: Mapping[str, Expert], batch: int) -> Posterior:
-        """The product of some experts and the prior, for B samples."""
-        like = next(iter(experts.values())).mean_ND
-        return product_of_experts(experts, batch, self.config.latent, like)
+        """The joint posterior of some experts, for B samples."""
+        config, like = self.config, next(iter(experts.values())).mean_ND
+        if config.fusion == "concatenation":
+            return concatenate(experts, config.modalities, batch, config.expert_latent, like)
+        posterior = product_of_experts(experts, batch, config.latent, like)
+        if config.latent_deviation == "published":
+            return replace(posterior, variance_BD=(PUBLISHED_DEVIATION * posterior.variance_BD).square())
+        return posterior
 
     def decode(self, z_D: Tensor) -> tuple[Tensor, Tensor]:
         """Position and log-quaternion (..., 3), in network units, of latent vectors (..., D)."""
         flat = z_D.reshape(-1, self.config.latent)
         shape = (*z_D.shape[:-1], 3)
         with torch.autocast(z_D.device.type, enabled=False):
-            features = self.dropout(self.attention(flat))
+            features = self.dropout(self.attention(self.activation(flat)))
             return self.position(features).reshape(shape), self.rotation(features).reshape(shape)

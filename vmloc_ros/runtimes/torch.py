@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from vmloc_ros.errors import ModelInputError
 from vmloc_ros.geometry import Array
 from vmloc_ros.networks.config import Normalisation
-from vmloc_ros.networks.inputs import normalise_depth, normalise_rgb
+from vmloc_ros.networks.inputs import normalise
 from vmloc_ros.networks.vmloc import Present, VMLoc
 from vmloc_ros.types import Modality
 
@@ -77,12 +77,14 @@ class TorchRuntime:
                     f"{modality} is {array.shape[1:3]}, the network takes {config.height}x{config.width}"
                 )
             tensor = torch.from_numpy(np.array(array)).to(self.device)
-            normalise = normalise_rgb if modality is Modality.RGB else normalise_depth
-            images = normalise(tensor, self._normalisation).contiguous(memory_format=torch.channels_last)
+            images = normalise(modality.value, tensor, self._normalisation, config)
+            images = images.contiguous(memory_format=torch.channels_last)
             inputs[modality.value] = Present(images, torch.arange(count, device=self.device))
         with torch.inference_mode():
             posterior = self._network(inputs, count)
-            z = torch.cat([posterior.mean_BD.unsqueeze(0), posterior.sample(self._noise_KD.unsqueeze(1))])
+            z = posterior.mean_BD.unsqueeze(0)
+            if self._network.is_sampled:
+                z = torch.cat([z, posterior.sample(self._noise_KD.unsqueeze(1))])
             position, log_quat = self._network.decode(z)
         return RawPoses(
             *poses_and_scatter(position.double().cpu().numpy(), log_quat.double().cpu().numpy(), self._normalisation),
@@ -91,23 +93,30 @@ class TorchRuntime:
 
 
 def poses_and_scatter(position_KN3: Array, log_quat_KN3: Array, normalisation: Normalisation) -> tuple[Array, Array]:
-    """Poses (N, 4, 4) of the first row, and the second moment (N, 6, 6) of the others about it, in camera axes.
+    """Camera poses (N, 4, 4) of the first row, and the second moment (N, 6, 6) of the others about it, in camera axes.
 
-    Frames whose numbers are not all finite come out as NaN.
+    Without other rows (a latent without variance) the scatter is zero. Frames whose numbers are not all finite come out
+    as NaN.
     """
     finite_KN3 = np.isfinite(position_KN3) & np.isfinite(log_quat_KN3)
     bad_N = np.logical_not(finite_KN3.all(axis=2).all(axis=0)).reshape(-1)
     position_KN3 = np.where(bad_N[:, None], 0.0, position_KN3)
     log_quat_KN3 = np.where(bad_N[:, None], 0.0, log_quat_KN3)
     reference = Rotation.from_quat(normalisation.rotation_reference_xyzw)
+    mounted, lever_3 = Rotation.from_quat(normalisation.mounting[3:]), np.array(normalisation.mounting[:3])
     samples, count = position_KN3.shape[:2]
     rotations = reference * Rotation.from_rotvec(2.0 * log_quat_KN3.reshape(-1, 3))
-    R_KN33 = rotations.as_matrix().reshape(samples, count, 3, 3)
+    R_KN33 = (rotations * mounted).as_matrix().reshape(samples, count, 3, 3)
+    arm_KN3 = rotations.apply(lever_3).reshape(samples, count, 3)
     poses = np.tile(np.eye(4), (count, 1, 1))
     poses[:, :3, :3] = R_KN33[0]
-    poses[:, :3, 3] = np.array(normalisation.position_mean_m) + normalisation.position_scale_m * position_KN3[0]
+    position_N3 = np.array(normalisation.position_mean_m) + normalisation.position_scale_m * position_KN3[0]
+    poses[:, :3, 3] = position_N3 + arm_KN3[0]
+    if samples == 1:
+        poses[bad_N, :3] = np.nan
+        return poses, np.where(bad_N[:, None, None], np.nan, np.zeros((count, 6, 6)))
     offsets = np.empty((samples - 1, count, 6))
-    moved = normalisation.position_scale_m * (position_KN3[1:] - position_KN3[0])
+    moved = normalisation.position_scale_m * (position_KN3[1:] - position_KN3[0]) + arm_KN3[1:] - arm_KN3[0]
     offsets[..., :3] = np.einsum("kni,nij->knj", moved, R_KN33[0])
     relative = np.einsum("nji,knjl->knil", R_KN33[0], R_KN33[1:])
     offsets[..., 3:] = Rotation.from_matrix(relative.reshape(-1, 3, 3)).as_rotvec().reshape(samples - 1, count, 3)
