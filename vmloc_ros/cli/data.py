@@ -116,3 +116,32 @@ def evaluate(
     chosen = [name.strip() for name in modalities.split(",") if name.strip()]
     options: dict[str, Any] = {"frames": frames, "odometry": "none"} if frames else {}
     run_evaluate(model, source, format.value, chosen, corrupt or (), json, recording or (), options, device, out)
+
+
+def compare(
+    targets: Annotated[
+        list[Path], typer.Argument(metavar="PLAN|MODEL...", help="A plan (models/ablation_*.yaml), or trained models.")
+    ],
+    data: Annotated[Path, typer.Option(metavar="SRC", help="The dataset's folder as its publishers ship it.")],
+    out: Annotated[Path, typer.Option(help="Folder for the runs, the samples and the table.")],
+    only: Annotated[str, typer.Option(metavar="NAMES", help="Variants of the plan to take, with commas.")] = "",
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings at a time; they share the cores.")] = 1,
+    format: Annotated[DatasetFormat | None, typer.Option(help="Models: whose layout SRC has.")] = None,
+    recording: Annotated[list[str] | None, typer.Option(help="Models: only this one; may be repeated.")] = None,
+    frames: Annotated[str | None, typer.Option(help="Models, 7-Scenes: which frames, such as 600-649.")] = None,
+    json: Json = None,
+) -> None:
+    """Train the variants of a plan, or take trained models, and print one table of all on the same frames.
+
+    What is trained already is not trained again. Exit status 1 when a variant failed.
+
+    Example: vmloc compare models/ablation_town.yaml --data out/town --out out/ablation --jobs 2
+    """
+    from vmloc_ros.commands.compare import run_compare
+
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    options: dict[str, Any] = {"frames": frames, "odometry": "none"} if frames else {}
+    layout = format.value if format is not None else None
+    report = run_compare(targets, data, out, names, jobs, json, layout, recording or (), options)
+    if report["failed"]:
+        raise typer.Exit(1)

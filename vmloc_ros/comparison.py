@@ -1,0 +1,324 @@
+"""Comparing systems: the plan of a comparison, what is measured on every model, and what its seeds say together."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vmloc_ros.config import StrictModel, parse, read_yaml
+from vmloc_ros.errors import ConfigError
+from vmloc_ros.evaluation import Answers, corrupted, only
+from vmloc_ros.localizer import Localizer, modes_of
+from vmloc_ros.retrieval import Retrieval
+from vmloc_ros.samples import Labelled, SampleStore
+from vmloc_ros.training_config import TrainingConfig
+from vmloc_ros.types import Frame, FrameKey, Modality, Mode, NoPose
+
+INTACT = "none"
+CORRUPTIONS: dict[str, dict[Modality, int]] = {
+    INTACT: {},
+    "rgb:1": {Modality.RGB: 1},
+    "rgb:2": {Modality.RGB: 2},
+    "depth:1": {Modality.DEPTH: 1},
+    "depth:2": {Modality.DEPTH: 2},
+}
+"""The rows of the paper's Table 4: masked (1) and missing (2)."""
+SENSORS = {
+    Mode.RGB_DEPTH: {Modality.RGB, Modality.DEPTH},
+    Mode.RGB_ONLY: {Modality.RGB},
+    Mode.DEPTH_ONLY: {Modality.DEPTH},
+}
+RETRIEVAL_NAME = "retrieval"
+NUMBERS: dict[str, tuple[str, ...]] = {
+    "mean_m": ("errors", "position_m", "mean"),
+    "mean_deg": ("errors", "rotation_deg", "mean"),
+    "median_m": ("errors", "position_m", "median"),
+    "median_deg": ("errors", "rotation_deg", "median"),
+    "nees": ("nees", "mean"),
+}
+"""Where a number of the tables stands in the report of `Answers`."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+Scores = dict[str, dict[str, dict[str, dict[str, Any]]]]
+"""By set of frames, mode and corruption: the report of `Answers`."""
+
+
+# --------------------------------------------------------------------------------------------------------------- plan
+
+
+class PlanFile(StrictModel):
+    """A plan as it stands in its file."""
+
+    base: str = Field(description="A training configuration, relative to the plan's folder.")
+    common: dict[str, Any] = Field(default_factory=dict, description="Changes of the base for every variant.")
+    variants: dict[str, dict[str, Any] | None] = Field(
+        min_length=1, description="By name: further changes of the base, and `seeds`."
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a comparison."""
+
+    variant: str
+    seed: int
+    config: TrainingConfig
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.variant}_{self.seed}"
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The base with the changes laid over it: mappings are merged key by key, everything else is replaced."""
+    result = dict(base)
+    for key, value in changes.items():
+        inner = result.get(key)
+        result[key] = merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def load_plan(path: Path, names: Sequence[str] = ()) -> list[Run]:
+    """The trainings of a plan, in its order.
+
+    Args:
+        path: YAML, see `PlanFile`.
+        names: of the variants to take; empty: all.
+
+    Raises:
+        ConfigError: a plan or a variant that is malformed, an unknown key (with the nearest name) or variant, or a
+            variant that would be judged on other frames than the rest.
+    """
+    plan = parse(PlanFile, read_yaml(path), str(path))
+    base = read_yaml(path.parent / plan.base)
+    for name in names:
+        if name not in plan.variants:
+            nearest = difflib.get_close_matches(name, list(plan.variants), n=1, cutoff=0.0)[0]
+            raise ConfigError(f"{path}: there is no variant {name!r} (did you mean {nearest!r}?)")
+    runs: list[Run] = []
+    for name, changes in plan.variants.items():
+        if not NAME.fullmatch(name) or name == RETRIEVAL_NAME:
+            raise ConfigError(f"{path}: a variant cannot be named {name!r}; letters, digits, _ and - make a folder")
+        own = dict(changes or {})
+        seeds = own.pop("seeds", [1])
+        if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
+            raise ConfigError(f"{path}: variant {name}: seeds must be a list such as [1, 2, 3], not {seeds!r}")
+        if "seed" in own:
+            raise ConfigError(f"{path}: variant {name}: give seeds, a list, instead of seed")
+        for seed in seeds:
+            values = merge(merge(base, plan.common), own)
+            values |= {"name": f"{values.get('name', path.stem)}_{name}", "seed": seed}
+            run = Run(name, seed, parse(TrainingConfig, values, f"{path}: variant {name}"))
+            if runs and run.config.data != runs[0].config.data:
+                raise ConfigError(
+                    f"{path}: variant {name} changes data; all must be judged on the same frames: use common"
+                )
+            runs.append(run)
+    return [run for run in runs if not names or run.variant in names]
+
+
+def same_training(one: TrainingConfig, other: TrainingConfig) -> bool:
+    """Whether two configurations mean the same training; on how many threads it runs does not count."""
+    return one == other.model_copy(update={"threads": one.threads})
+
+
+# ------------------------------------------------------------------------------------------------------------ measure
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model's answers by mode and corruption, and the milliseconds of each intact frame with all its sensors."""
+
+    answers: dict[Mode, dict[str, Answers]]
+    latencies_ms: list[float]
+
+    def scores(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """The reports, by mode and corruption."""
+        return {mode.value: {name: a.report() for name, a in by.items()} for mode, by in self.answers.items()}
+
+
+def stored_frames(store: SampleStore, samples: NDArray[np.int64]) -> Iterator[Labelled]:
+    """Prepared samples as frames again: a localizer of the same stored size takes them as they are."""
+    for index in samples:
+        stamp_ns = int(store.stamps_ns[index])
+        rgb = np.array(store.rgb[index]) if store.has_rgb[index] else None
+        depth_m = store.depth_m[index].astype(np.float32) if store.has_depth[index] else None
+        frame = Frame(FrameKey(stamp_ns, stamp_ns if rgb is not None else None), store.camera, rgb, depth_m)
+        yield frame, store.T_map_camera[index], store.recordings[int(store.recording_of[index])]
+
+
+def cases(modes: Iterable[Mode]) -> list[tuple[Mode, str]]:
+    """Every mode, the sensors a robot has, with every corruption that touches them and leaves something to see."""
+    return [
+        (mode, name)
+        for mode in modes
+        for name, levels in CORRUPTIONS.items()
+        if set(levels) <= SENSORS[mode] and {m for m in SENSORS[mode] if levels.get(m, 0) < 2}
+    ]
+
+
+def judge(localizer: Localizer, frames: Iterable[Labelled], advance: Callable[[], None] = lambda: None) -> Judged:
+    """Runs a localizer on labelled frames, in every mode it has and with every corruption of Table 4.
+
+    A frame that lacks a sensor of a mode is left out of that mode. Each frame is corrupted at the same place for every
+    model (see `evaluation.corrupted`).
+    """
+    modes = modes_of(localizer.card)
+    answers: dict[Mode, dict[str, Answers]] = {mode: {} for mode in modes}
+    latencies_ms: list[float] = []
+    for frame, T_map_camera, _ in frames:
+        advance()
+        for mode, name in cases(modes):
+            shown = only(frame, mode)
+            if shown is None:
+                continue
+            seen = corrupted(shown, CORRUPTIONS[name])
+            started = time.perf_counter()
+            estimate = localizer.localize(seen)
+            if mode is modes[0] and name == INTACT:
+                latencies_ms.append(1e3 * (time.perf_counter() - started))
+            answer = answers[mode].setdefault(name, Answers())
+            if isinstance(estimate, NoPose):
+                answer.no_pose[estimate.reason] += 1
+                continue
+            answer.estimates.append(estimate.T_map_camera)
+            answer.truths.append(T_map_camera)
+            answer.covariances.append(estimate.cov_66)
+            answer.stamps_ns.append(frame.stamp_ns)
+    return Judged({mode: by for mode, by in answers.items() if by}, latencies_ms)
+
+
+def judge_retrieval(retrieval: Retrieval, frames: Iterable[Labelled]) -> Judged:
+    """The same for the nearest training image: it has a camera alone, and no covariance."""
+    answers: dict[str, Answers] = {}
+    latencies_ms: list[float] = []
+    for frame, T_map_camera, _ in frames:
+        for mode, name in cases([Mode.RGB_ONLY]):
+            shown = only(frame, mode)
+            if shown is None:
+                continue
+            seen = corrupted(shown, CORRUPTIONS[name])
+            assert seen.rgb is not None  # `cases` leaves something to see
+            started = time.perf_counter()
+            T_nearest = retrieval.nearest(seen.rgb)
+            if name == INTACT:
+                latencies_ms.append(1e3 * (time.perf_counter() - started))
+            answer = answers.setdefault(name, Answers())
+            answer.estimates.append(T_nearest)
+            answer.truths.append(T_map_camera)
+            answer.stamps_ns.append(frame.stamp_ns)
+    return Judged({Mode.RGB_ONLY: answers} if answers else {}, latencies_ms)
+
+
+# ------------------------------------------------------------------------------------------------------------ results
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known of one run.
+
+    Attributes:
+        variant, seed: which; a model that was given as a folder has no seed.
+        failure: why there are no scores; empty otherwise.
+        parameters: how many the network learns.
+        training_s: seconds of training, as its card says.
+        latency_ms: median over frames with all sensors of the model, on `threads` CPU threads.
+    """
+
+    variant: str
+    seed: int | None = None
+    failure: str = ""
+    parameters: int | None = None
+    training_s: float | None = None
+    best_epoch: int | None = None
+    latency_ms: float | None = None
+    threads: int | None = None
+    device: str = ""
+    sha256: str = ""
+    scores: Scores = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.variant if self.seed is None else f"{self.variant}_{self.seed}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    def number(self, frames: str, mode: str, corruption: str, name: str) -> float | None:
+        """One of `NUMBERS`, NEES divided by its expectation 6; None where it was not measured."""
+        value: Any = self.scores.get(frames, {}).get(mode, {}).get(corruption)
+        for key in NUMBERS[name]:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if not isinstance(value, (int, float)):
+            return None
+        return float(value) / 6.0 if name == "nees" else float(value)
+
+
+@dataclass(frozen=True)
+class Across:
+    """A number over seeds: its mean, and the sample standard deviation where there are two or more."""
+
+    mean: float
+    spread: float | None
+    values: tuple[float, ...]
+
+
+def across(values: Iterable[float | None]) -> Across | None:
+    """Over the values that there are; None where there is none."""
+    there = tuple(float(value) for value in values if value is not None)
+    if not there:
+        return None
+    return Across(statistics.fmean(there), statistics.stdev(there) if len(there) > 1 else None, there)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The runs of a variant together."""
+
+    name: str
+    results: tuple[Result, ...]
+
+    @property
+    def finished(self) -> tuple[Result, ...]:
+        """Those that have scores."""
+        return tuple(result for result in self.results if not result.failure)
+
+    def number(self, frames: str, mode: str, corruption: str, name: str) -> Across | None:
+        """One of `NUMBERS` over the seeds."""
+        return across(result.number(frames, mode, corruption, name) for result in self.finished)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON: seeds, and every number over them by set of frames, mode and corruption."""
+        numbers: dict[str, Any] = {}
+        for result in self.finished:
+            for frames, by_mode in result.scores.items():
+                for mode, by_corruption in by_mode.items():
+                    for corruption in by_corruption:
+                        found = {n: self.number(frames, mode, corruption, n) for n in NUMBERS}
+                        place = numbers.setdefault(frames, {}).setdefault(mode, {})
+                        place[corruption] = {n: asdict(value) for n, value in found.items() if value is not None}
+        return {
+            "name": self.name,
+            "seeds": [result.seed for result in self.finished],
+            "failed": [{"seed": r.seed, "reason": r.failure} for r in self.results if r.failure],
+            "numbers": numbers,
+        }
+
+
+def by_variant(results: Sequence[Result]) -> list[Variant]:
+    """The results grouped, in the order of their first appearance."""
+    names = dict.fromkeys(result.variant for result in results)
+    return [Variant(name, tuple(r for r in results if r.variant == name)) for name in names]
