@@ -243,10 +243,10 @@ def log_limits(axes: Axes, unit: str, limits: tuple[float, float]) -> None:
     high = float(np.clip(values.max(), 10 * low, limits[1]))
     axes.set_yscale("log")
     axes.set_ylim(0.7 * low, 1.5 * high)
-    _plain_numbers(axes.yaxis, unit)
+    plain_numbers(axes.yaxis, unit)
 
 
-def _plain_numbers(axis: Axis, unit: str) -> None:
+def plain_numbers(axis: Axis, unit: str) -> None:
     """Labels a logarithmic axis with 0.1 m, 0.2 m, 0.5 m, 1 m instead of powers of ten."""
     low, high = axis.get_view_interval()
     subdivisions = (1.0, 2.0, 5.0) if high < 1e3 * low else (1.0,)
@@ -288,7 +288,7 @@ def draw_error_curves(figure: Figure, run: RunFiles) -> None:
             values = np.concatenate(drawn)
             low = max(float(np.percentile(values, 1)), 1e-3)
             axes.set_xlim(low, max(float(values.max()) * 1.2, 10.0 * low))
-        _plain_numbers(axes.xaxis, unit)
+        plain_numbers(axes.xaxis, unit)
         axes.set_xlabel(what)
         axes.set_ylim(0.0, 1.02)
     left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
@@ -330,7 +330,7 @@ def plot_training(metrics_csv: Path, out: Path | None = None) -> Path:
                 axes.plot(ticks[there], values[there], lw=1.5, label=name)
                 if (values[there] > 0).all() and title != "loss":
                     axes.set_yscale("log")
-                    _plain_numbers(axes.yaxis, "")
+                    plain_numbers(axes.yaxis, "")
             axes.set_title(title)
             axes.set_xlabel(axis_name or "row")
             axes.legend(fontsize=7.5)
