@@ -28,6 +28,7 @@ from vmloc_ros.runtimes.torch import TorchRuntime
 from vmloc_ros.samples import SampleStore
 from vmloc_ros.training_config import OptimizerConfig, TrainingConfig
 from vmloc_ros.training_state import Progress, load_state, save_state
+from vmloc_ros.trunk_weights import load_trunk_weights
 from vmloc_ros.types import Mode
 from vmloc_ros.validation import ModeErrors, validate
 from vmloc_ros.weight_average import WeightAverage
@@ -121,6 +122,8 @@ def train(
     torch.manual_seed(config.seed)
     fabric = Fabric(accelerator=config.device, devices=1, precision=config.precision)
     objective = Objective(VMLoc(config.network).to(memory_format=torch.channels_last), config.objective)  # type: ignore[call-overload]
+    if not resume:
+        load_trunk_weights(objective.network, config.trunk_weights)
     optimizer = build_optimizer(objective, config.optimizer)
     average = WeightAverage(objective.network, config.optimizer.ema) if config.optimizer.ema else None
     judged = average.network if average else objective.network

@@ -189,6 +189,12 @@ class TrainingConfig(StrictModel):
         description="How sensor messages become frames: exactly what the node will do with this model.",
     )
     network: NetworkConfig = Field(default_factory=NetworkConfig)
+    trunk_weights: str = Field(
+        "none",
+        min_length=1,
+        description="What ResNet trunks start from: none; imagenet (torchvision downloads it once); or the path of a "
+        "safetensors file with torchvision's names.",
+    )
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
@@ -208,6 +214,8 @@ class TrainingConfig(StrictModel):
             raise ValueError("calibration.on_training is for data without validation or hold_out")
         if "rgb" in self.network.modalities and not self.localizer.input.use_image:
             raise ValueError("network.modalities has rgb, but localizer.input.use_image is false")
+        if self.trunk_weights != "none" and self.network.trunk == "small":
+            raise ValueError(f"trunk_weights is {self.trunk_weights}, but network.trunk small has none; take a resnet")
         return self
 
 
