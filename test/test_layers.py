@@ -14,7 +14,7 @@ PACKAGE = PROJECT / "vmloc_ros"
 # By a module's name, or its folder's.
 LAYERS = {
     0: "errors geometry config types files",
-    1: "buffers camera images clouds projection accumulation trajectory odometry increments filter relocalization "
+    1: "buffers camera images clouds projection novel_views accumulation trajectory odometry increments filter relocalization "
     "replay history fusion metrics messages pairing clock extrinsics parameter_file uncertainty",
     2: "datasets networks losses",
     3: "checkpoint training training_config training_state weight_average trunk_weights official validation split samples "

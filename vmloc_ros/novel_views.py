@@ -1,0 +1,95 @@
+"""Views that were never recorded: a sample moved to a pose nearby, its pixels by their own depth.
+
+A pose network interpolates between its training poses, and one drive gives it a thin thread of them. Depth says
+where every pixel goes when the camera moves a little, so every recorded frame stands for a neighbourhood of poses.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from vmloc_ros.geometry import Array
+from vmloc_ros.types import PinholeIntrinsics
+
+NEAREST_M = 0.05
+"""Points nearer to the moved camera than this are not shown."""
+
+
+def fill_nearest(depth_m: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Depth (H, W) with every pixel that has no return (0) given the depth of the nearest one that has.
+
+    An image without any return comes out at 1 m: turning a camera needs no depth.
+    """
+    holes = depth_m <= 0.0
+    if not holes.any():
+        return depth_m
+    if holes.all():
+        return np.ones_like(depth_m)
+    _, labels = cv2.distanceTransformWithLabels(
+        holes.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_3, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    values = np.zeros(int(labels.max()) + 1, np.float32)
+    values[labels[~holes]] = depth_m[~holes]
+    return values[labels]
+
+
+FARTHEST_M = 1e6
+CRACK = np.ones((3, 3), np.uint8)
+"""A surface that comes nearer is torn into points; between them, what lies behind it must not be seen."""
+
+
+def random_moves(count: int, metres: float, degrees: float, generator: np.random.Generator) -> Array:
+    """T_camera_moved (N, 4, 4): shifted by up to `metres` along, and turned by up to `degrees` about, each axis."""
+    moves = np.tile(np.eye(4), (count, 1, 1))
+    moves[:, :3, 3] = generator.uniform(-metres, metres, (count, 3))
+    turns = generator.uniform(-degrees, degrees, (count, 3))
+    moves[:, :3, :3] = Rotation.from_rotvec(turns, degrees=True).as_matrix()
+    return moves
+
+
+class ViewMover:
+    """Shows samples of one camera from other poses."""
+
+    def __init__(self, camera: PinholeIntrinsics) -> None:
+        self._camera = camera
+        v, u = np.mgrid[0 : camera.height, 0 : camera.width].astype(np.float32)
+        self._rays = (
+            np.stack([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, np.ones_like(u)], axis=-1)
+            .reshape(-1, 3)
+            .astype(np.float32)
+        )
+
+    def move(
+        self, rgb: NDArray[np.uint8], depth_m: NDArray[np.floating], T_camera_moved: Array
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Colour (H, W, 3) and depth (H, W; 0 = no return) as the moved camera would have seen them.
+
+        What it would see beyond the borders of the recorded view is black, and has no return.
+        """
+        c = self._camera
+        depth = np.asarray(depth_m, dtype=np.float32)
+        filled = fill_nearest(depth)
+        R = T_camera_moved[:3, :3].astype(np.float32)
+        t = T_camera_moved[:3, 3].astype(np.float32)
+        points = (self._rays * filled.reshape(-1, 1) - t) @ R
+        z = points[:, 2]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            u = np.rint(c.fx * points[:, 0] / z + c.cx)
+            v = np.rint(c.fy * points[:, 1] / z + c.cy)
+        seen = (z > NEAREST_M) & (u >= 0) & (u < c.width) & (v >= 0) & (v < c.height)
+        index = (v[seen] * c.width + u[seen]).astype(np.int64)
+        order = np.argsort(-z[seen], kind="stable")  # the nearest is written last
+        moved = np.full(c.height * c.width, FARTHEST_M, np.float32)
+        moved[index[order]] = z[seen][order]
+        moved = cv2.morphologyEx(moved.reshape(c.height, c.width), cv2.MORPH_OPEN, CRACK)
+        moved = fill_nearest(np.where(moved < FARTHEST_M, moved, np.float32(0.0)))
+        back = (self._rays * moved.reshape(-1, 1)) @ R.T + t
+        z = np.maximum(back[:, 2], 1e-6)
+        x = (c.fx * back[:, 0] / z + c.cx).reshape(c.height, c.width)
+        y = (c.fy * back[:, 1] / z + c.cy).reshape(c.height, c.width)
+        shown = cv2.remap(rgb, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+        valid = cv2.remap((depth > 0.0).astype(np.uint8), x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
+        return shown, np.where(valid > 0, moved, np.float32(0.0))
