@@ -16,7 +16,8 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 
 from vmloc_ros.bag_messages import STATUS_DEFINITION
 from vmloc_ros.bag_writer import typestore
-from vmloc_ros.bags import BagReader, BagRecording, BagWriter
+from vmloc_ros.bag_recording import BagRecording
+from vmloc_ros.bags import BagReader, BagWriter
 from vmloc_ros.config import TopicNames
 from vmloc_ros.errors import BagError, DatasetError
 from vmloc_ros.geometry import exp_se3
@@ -396,7 +397,8 @@ def test_a_bag_is_a_recording_sorted_by_stamp(tmp_path: Path) -> None:
     stamps = [event.stamp_ns for event in recording.events()]
     assert stamps == sorted(stamps)
     assert len(stamps) == len(events) + 30
-    assert recording.skipped == {f"{events[3].kind.value} arrived too late to be sorted": 1}
+    late = f"{events[3].kind.value} arrived too late to be sorted (first: stamp {events[3].stamp_ns})"
+    assert recording.skipped == {late: 1}
     assert recording.event_count() == len(events) + 31
     with pytest.raises(DatasetError, match="ground_truth"):
         recording.truth()

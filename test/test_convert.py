@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from tiny_datasets import HEIGHT, PERIOD_NS, START_NS, WIDTH, render, write_drive, write_sequence
 
-from vmloc_ros.bags import BagReader, BagRecording
+from vmloc_ros.bag_recording import BagRecording
+from vmloc_ros.bags import BagReader
 from vmloc_ros.commands.convert import run_convert
 from vmloc_ros.datasets.kitti import KittiRecording
 from vmloc_ros.datasets.seven_scenes import SevenScenesRecording

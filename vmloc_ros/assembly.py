@@ -16,6 +16,7 @@ from vmloc_ros.clock import ClockVerdict
 from vmloc_ros.clouds import Cloud, decode_cloud
 from vmloc_ros.config import InputConfig, LocalizerConfig, ProjectionConfig
 from vmloc_ros.datasets.base import Recording
+from vmloc_ros.datasets.parts import WHOLE, Part
 from vmloc_ros.errors import CameraError, MessageError, TransformError
 from vmloc_ros.extrinsics import Extrinsics, pose_from_list
 from vmloc_ros.frame_source import FrameParts, FrameSource
@@ -39,6 +40,10 @@ CONSTANT_STRIDE = 4
 """Every so many pixels are looked at to see whether an image is constant, or the same as before."""
 FROZEN_FRAMES, FROZEN_M = 3, 0.5
 """So many times the very same picture while the odometry moved so far: the camera is dead, and its driver is not."""
+
+
+BUILT_BEFORE_NS = 1_000_000_000
+"""Frames of so much time before a part are built and forgotten: a frozen camera shows by the frames before."""
 
 
 class Assembler:
@@ -319,10 +324,11 @@ class LabelledFrame:
     recording: str
 
 
-def labelled_frames(recording: Recording, config: LocalizerConfig) -> Iterator[LabelledFrame]:
-    """Every frame of a recording exactly as the node would build it, with the truth at its stamp.
+def labelled_frames(recording: Recording, config: LocalizerConfig, part: Part = WHOLE) -> Iterator[LabelledFrame]:
+    """Every frame of a recording, or of a part of it, exactly as the node would build it, with the truth at its stamp.
 
-    Frames without truth (gaps) are left out and counted in `recording.skipped`.
+    What is left out is counted in `recording.skips`: frames without truth (gaps of the INS), and what the assembler
+    rejects; an image that cannot be decoded counts as a broken file.
     """
     source = FrameSource(config)
     for transform in recording.static_transforms():
@@ -332,17 +338,25 @@ def labelled_frames(recording: Recording, config: LocalizerConfig) -> Iterator[L
 
     def labelled(keys: list[FrameKey]) -> Iterator[LabelledFrame]:
         for key in keys:
+            inside = part.holds(key.stamp_ns)
+            if not inside and not part.begin_ns - BUILT_BEFORE_NS <= key.stamp_ns < part.begin_ns:
+                continue
             if not truth.covers(key.stamp_ns):
-                recording.skipped["no truth"] = recording.skipped.get("no truth", 0) + 1
+                recording.skips.add("no truth", f"{recording.name}@{key.stamp_ns}", stamp_ns=key.stamp_ns)
                 continue
             parts = source.gather(key)
             T_map_camera = truth.interpolate(key.stamp_ns) @ assembler.T_base_camera(parts)
-            yield LabelledFrame(assembler.build(parts), T_map_camera, recording.name)
+            before = assembler.rejected.copy()
+            frame = assembler.build(parts)
+            for what, count in (assembler.rejected - before).items():
+                why = frame.absent.get(Modality.RGB if what.startswith("image") else Modality.DEPTH, what)
+                name = f"{recording.name}@{key.stamp_ns}: {why}"
+                recording.skips.add(what, name, count, broken=what == "image", stamp_ns=key.stamp_ns)
+            if inside:
+                yield LabelledFrame(frame, T_map_camera, recording.name)
 
-    for event in recording.events():
+    for event in recording.events(part):
         if source.add(event) is ClockVerdict.OK and event.kind is EventKind.ODOMETRY:
             source.odometry.insert(event.stamp_ns, event.payload.T_odom_base)
         yield from labelled(source.ready())
     yield from labelled(source.ready(everything=True))
-    for what, count in assembler.rejected.items():
-        recording.skipped[what] = recording.skipped.get(what, 0) + count

@@ -6,11 +6,9 @@ does not matter, and `<topic>/compressed` stands in for an image topic that is n
 
 from __future__ import annotations
 
-import heapq
-import json
 import struct
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +20,22 @@ from rosbags.rosbag2 import Reader
 from rosbags.serde import SerdeError
 
 from vmloc_ros.bag_messages import STATUS_TYPE
-from vmloc_ros.bag_writer import CARD, BagWriter, one_line, role_topics, typestore
+from vmloc_ros.bag_writer import BagWriter, one_line, role_topics, typestore
 from vmloc_ros.config import TopicNames
-from vmloc_ros.errors import BagError, DatasetError, MessageError
+from vmloc_ros.errors import BagError, MessageError
 from vmloc_ros.messages import event_from_message, stamp_ns, static_transforms
 from vmloc_ros.trajectory import Trajectory
 from vmloc_ros.types import Event, EventKind, FrameKey, StaticTransform
 
-__all__ = ["BagMessage", "BagReader", "BagRecording", "BagTopic", "BagWriter", "role_topics"]
+__all__ = ["BagMessage", "BagReader", "BagTopic", "BagWriter", "role_topics"]
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+LABEL_TYPES = (
+    "nav_msgs/msg/Odometry",
+    "geometry_msgs/msg/PoseStamped",
+    "geometry_msgs/msg/PoseWithCovarianceStamped",
+)
+"""What can say where the robot was."""
 ROLE_TYPES: dict[EventKind, tuple[str, ...]] = {
     EventKind.IMAGE: IMAGE_TYPES,
     EventKind.DEPTH: IMAGE_TYPES,
@@ -39,15 +43,13 @@ ROLE_TYPES: dict[EventKind, tuple[str, ...]] = {
     EventKind.SCAN: ("sensor_msgs/msg/LaserScan",),
     EventKind.CAMERA_INFO: ("sensor_msgs/msg/CameraInfo",),
     EventKind.ODOMETRY: ("nav_msgs/msg/Odometry",),
-    EventKind.TRUTH: ("nav_msgs/msg/Odometry",),
+    EventKind.TRUTH: LABEL_TYPES,
     EventKind.INITIAL_POSE: ("geometry_msgs/msg/PoseWithCovarianceStamped",),
     EventKind.STATIC_TRANSFORM: ("tf2_msgs/msg/TFMessage",),
 }
 """What a role's topic may hold."""
 
 SENSOR_KINDS = tuple(kind for kind in ROLE_TYPES if kind is not EventKind.STATIC_TRANSFORM)
-REORDER_NS = 2_000_000_000
-"""How much later than its neighbours' a message may arrive, for a stream that is sorted by stamp."""
 SERDE_ERRORS = (SerdeError, struct.error, ValueError, IndexError, KeyError, TypeError, AssertionError, MemoryError)
 
 
@@ -91,6 +93,7 @@ class BagReader:
     Attributes:
         rejected: messages that could not be converted, counted by "<topic>: <reason>" while they are read.
         first_rejected: the first of each, in words.
+        on_reject: is told of each of them as well, with its topic.
         start_ns, end_ns: first and last arrival (log time); 0 for an empty bag.
     """
 
@@ -103,6 +106,7 @@ class BagReader:
         self.path = Path(path)
         self.rejected: Counter[str] = Counter()
         self.first_rejected: dict[str, str] = {}
+        self.on_reject: Callable[[str, MessageError], None] | None = None
         with self._opened() as reader:
             self.topics = sorted(
                 BagTopic(item.topic, item.msgtype, item.msgcount, _latched(item)) for item in reader.connections
@@ -255,6 +259,8 @@ class BagReader:
                 yield event, message.log_ns
 
     def _reject(self, topic: str, error: MessageError) -> None:
+        if self.on_reject is not None:
+            self.on_reject(topic, error)
         key = f"{topic}: {error.reason}"
         self.rejected[key] += 1
         self.first_rejected.setdefault(key, str(error))
@@ -272,17 +278,37 @@ class BagReader:
         return list(found.values())
 
     def truth(self, max_gap_s: float = 1.0) -> Trajectory:
-        """`T_map_base` from the ground-truth topic.
+        """Poses of the ground-truth topic: `T_map_body`, the body being the one that its messages name.
 
         Raises:
-            BagError: there is no such topic or not one usable message.
+            BagError: there is no such topic (names those that could serve), or not one usable message.
         """
-        self.require(EventKind.TRUTH)
+        if not self.has(EventKind.TRUTH):
+            raise BagError(
+                f"{self.path}: has no ground truth: no topic {self._wanted[EventKind.TRUTH]}. {self.label_listing()}"
+            )
         poses = {event.stamp_ns: event.payload.T_odom_base for event in self.events([EventKind.TRUTH])}
         if not poses:
             raise BagError(f"{self.path}: topic {self._roles[EventKind.TRUTH]} has no usable message")
         stamps = sorted(poses)
         return Trajectory(np.array(stamps, dtype=np.int64), np.array([poses[stamp] for stamp in stamps]), max_gap_s)
+
+    def label_listing(self) -> str:
+        """Which of the bag's topics could say where the robot was, in one line."""
+        usable = [topic for topic in self.topics if topic.msgtype in LABEL_TYPES and topic.count]
+        if not usable:
+            return f"No topic could serve instead (of type {', '.join(LABEL_TYPES)}); {self.listing()}"
+        names = ", ".join(f"{topic.name} [{topic.msgtype}] x{topic.count}" for topic in usable)
+        return f"What could serve, by the option truth_topic: {names}"
+
+    def label_body(self) -> str:
+        """The frame whose poses the ground-truth topic gives, as its first usable message names it; "" if it does not.
+
+        Raises:
+            BagError: damaged data.
+        """
+        first = next(iter(self.events([EventKind.TRUTH])), None)
+        return "" if first is None else str(first.payload.child_frame_id)
 
     def frame_keys(self) -> list[FrameKey]:
         """Which messages a recorded run made its frames of: from every LocalizationStatus of a frame.
@@ -305,72 +331,3 @@ class BagReader:
                 depths = tuple(stamp_ns(stamp) for stamp in status.depth_stamps)
                 keys.append(FrameKey(stamp_ns(status.header.stamp), image_ns, depths))
         return keys
-
-
-class BagRecording:
-    """A bag as a `datasets.base.Recording`: a user's own drive, to train on or to measure with.
-
-    The stream is sorted by the headers' stamps within `REORDER_NS` of arrival; what comes later is skipped and
-    counted.
-    """
-
-    def __init__(
-        self, path: Path, topics: TopicNames | None = None, start_s: float = 0.0, duration_s: float | None = None
-    ) -> None:
-        """`start_s` and `duration_s` choose a part, in seconds of arrival since the bag's start.
-
-        Raises:
-            BagError: as `BagReader`; or the bag has no sensor topic.
-        """
-        self.reader = BagReader(path, topics)
-        self.name = Path(path).name
-        self._kinds = [kind for kind in SENSOR_KINDS if kind not in (EventKind.TRUTH, EventKind.INITIAL_POSE)]
-        if not any(self.reader.has(kind) for kind in self._kinds):
-            raise BagError(f"{path}: has none of the configured sensor topics; {self.reader.listing()}")
-        self._start_ns = self.reader.start_ns + round(start_s * 1e9)
-        self._stop_ns = None if duration_s is None else self._start_ns + round(duration_s * 1e9)
-        self.skipped: dict[str, int] = self.reader.rejected  # whoever reads the stream adds to it
-
-    def static_transforms(self) -> list[StaticTransform]:
-        """/tf_static of the bag."""
-        return self.reader.static_transforms()
-
-    def events(self) -> Iterator[Event]:
-        """All sensor events, sorted by stamp."""
-        waiting: list[tuple[int, int, int, Event]] = []
-        released_ns = -(2**63)
-        stream = self.reader.timed_events(self._kinds, self._start_ns, self._stop_ns)
-        for number, (event, log_ns) in enumerate(stream):
-            if event.stamp_ns < released_ns:
-                self.reader.rejected[f"{event.kind.value} arrived too late to be sorted"] += 1
-                continue
-            heapq.heappush(waiting, (event.stamp_ns, number, log_ns, event))
-            while waiting[0][2] < log_ns - REORDER_NS:  # the earliest stamp has waited long enough
-                released_ns, _, _, first = heapq.heappop(waiting)
-                yield first
-        while waiting:
-            yield heapq.heappop(waiting)[3]
-
-    def event_count(self) -> int:
-        """The sensor topics' messages, of the whole bag."""
-        return self.reader.count(self._kinds)
-
-    def truth(self) -> Trajectory:
-        """The ground-truth topic.
-
-        Raises:
-            DatasetError: there is none.
-        """
-        try:
-            return self.reader.truth()
-        except BagError as error:
-            raise DatasetError(str(error)) from error
-
-    def card(self) -> dict[str, object]:
-        """The card that `vmloc convert` left in the bag; other bags say nothing about their map."""
-        unknown: dict[str, object] = {"dataset": "bag", "gravity_aligned": None, "licence": "the recorder's"}
-        try:
-            stored = json.loads(self.reader.custom_data.get(CARD, "{}"))
-        except ValueError as error:
-            raise BagError(f"{self.reader.path}: the card in its metadata is not JSON ({error})") from error
-        return {**(stored or unknown), "bag": self.name}

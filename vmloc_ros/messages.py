@@ -268,6 +268,20 @@ def odometry_sample(msg: Any) -> OdometrySample:
     )
 
 
+def truth_sample(msg: Any) -> OdometrySample:
+    """Where a body was in the map: nav_msgs/Odometry, or geometry_msgs/PoseStamped or PoseWithCovarianceStamped, which
+    do not say whose pose it is (`child_frame_id` is empty).
+
+    Raises:
+        MessageError: as `odometry_sample`.
+    """
+    if hasattr(msg, "child_frame_id"):
+        return odometry_sample(msg)
+    pose = msg.pose.pose if hasattr(msg.pose, "pose") else msg.pose
+    T_map_body = _pose(pose.position, pose.orientation, "ground truth")
+    return OdometrySample(stamp_ns(msg.header.stamp), frame_name(msg.header.frame_id), "", T_map_body)
+
+
 def initial_pose(msg: Any) -> InitialPose:
     """geometry_msgs/PoseWithCovarianceStamped; the covariance is turned to the inside convention.
 
@@ -359,7 +373,7 @@ _CONVERTERS: dict[EventKind, Callable[[Any], Any]] = {
     EventKind.CAMERA_INFO: camera_info_payload,
     EventKind.ODOMETRY: odometry_sample,
     EventKind.INITIAL_POSE: initial_pose,
-    EventKind.TRUTH: odometry_sample,
+    EventKind.TRUTH: truth_sample,
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vmloc_ros.assembly import labelled_frames
-from vmloc_ros.bags import BagRecording
+from vmloc_ros.bag_recording import BagRecording
 from vmloc_ros.checkpoint import RETRIEVAL
 from vmloc_ros.config import LocalizerConfig
 from vmloc_ros.geometry import inverse

@@ -52,7 +52,7 @@ def frame_of_bag(bag: Path, at_s: float | None, config: LocalizerConfig) -> Fram
         DatasetError: there is none.
     """
     from vmloc_ros.assembly import labelled_frames
-    from vmloc_ros.bags import BagRecording
+    from vmloc_ros.bag_recording import BagRecording
 
     recording = BagRecording(bag, config.topics)
     first_ns: int | None = None

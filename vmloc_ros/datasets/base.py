@@ -9,8 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from vmloc_ros.datasets.parts import WHOLE, Part
+from vmloc_ros.datasets.skips import Skips
 from vmloc_ros.trajectory import Trajectory
-from vmloc_ros.types import Event, StaticTransform
+from vmloc_ros.types import Event, EventKind, StaticTransform
+
+Timeline = dict[EventKind, NDArray[np.int64]]
+"""Stamps of events by kind, sorted."""
 
 
 class Recording(Protocol):
@@ -20,22 +28,36 @@ class Recording(Protocol):
         name: for progress bars and error messages.
         frames: names of the frames that `static_transforms` and the events use
             (`base_link`, `camera_optical`, `lidar`, ...).
-        skipped: what was left out so far, by reason (a file that is missing or truncated, a pose without truth).
+        skips: what was left out so far; whoever builds frames of the events adds to it.
     """
 
     name: str
 
+    skips: Skips
+
     @property
     def skipped(self) -> dict[str, int]:
-        """By reason, which names the first (a plain attribute will do)."""
+        """What was left out so far, by reason, which names the first."""
         ...
 
     def static_transforms(self) -> list[StaticTransform]:
         """The mountings; the tree's root is `base_link`."""
         ...
 
-    def events(self) -> Iterator[Event]:
-        """All sensor events, sorted by stamp: images with their camera_info, clouds, odometry. Never static ones."""
+    def events(self, part: Part = WHOLE) -> Iterator[Event]:
+        """All sensor events of a part, sorted by stamp: images with their camera_info, clouds, odometry. Never static
+        ones. A new walk forgets what an earlier one has counted in `skips`."""
+        ...
+
+    def timeline(self) -> Timeline:
+        """Stamps of what `events` may give, without reading it.
+
+        Empty where a walk cannot begin in the middle (odometry that is computed on the way, a bag).
+        """
+        ...
+
+    def file_count(self) -> int:
+        """How many files (in a bag, messages) the recording promises, whether they are there or not."""
         ...
 
     def event_count(self) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vmloc_ros.datasets.base import Timeline
 from vmloc_ros.datasets.kitti_files import (
     NO_STAMP,
     OxtsPacket,
@@ -23,6 +24,7 @@ from vmloc_ros.datasets.kitti_files import (
     read_timestamps,
     turn_fraction,
 )
+from vmloc_ros.datasets.parts import WHOLE, Part
 from vmloc_ros.datasets.scan_matching import ScanMatcher
 from vmloc_ros.datasets.skips import Skips
 from vmloc_ros.errors import DatasetError
@@ -84,7 +86,8 @@ class KittiRecording:
         if not self.folder.is_dir():
             raise DatasetError(f"{self.folder}: is not a folder; give a drive, such as 2011_09_26_drive_0009_sync")
         self.odometry = odometry
-        self._skips = Skips(str(self.folder))
+        self.skips = Skips(str(self.folder))
+        self._promised = 0
         self._calibration = read_calibration(calibration or self.folder.resolve().parent)
         self._images = self._list("image_02", ".png")
         self._scans = self._list("velodyne_points", ".bin")
@@ -97,23 +100,23 @@ class KittiRecording:
         self._cut(start_s, duration_s)
         self._oxts = self._integrate({s: p for s, p in packets.items() if self._begin_ns <= s <= self._end_ns})
         self._matched: dict[int, Array] = {}
-        self._skips.keep()
+        self.skips.keep()
 
     # ------------------------------------------------------------------------------------------------- the protocol
 
     @property
     def skipped(self) -> dict[str, int]:
         """What was left out, by reason."""
-        return self._skips.by_reason()
+        return self.skips.by_reason()
 
     def static_transforms(self) -> list[StaticTransform]:
         """Camera 02 (rectified, its own optical centre) and the lidar, which is the base itself."""
         T_base_camera = inverse(self._calibration.T_camera_velo)
         return [StaticTransform(BASE, CAMERA, T_base_camera), StaticTransform(BASE, LIDAR, np.eye(4))]
 
-    def events(self) -> Iterator[Event]:
+    def events(self, part: Part = WHOLE) -> Iterator[Event]:
         """Odometry, clouds, camera_info and images, sorted by stamp; files are read when their turn comes."""
-        self._skips.restart()
+        self.skips.restart(part)
         queue: list[tuple[int, int, int]] = [(stamp, 1, index) for index, stamp in self._scans.items()]
         queue += [(stamp, 2, index) for index, stamp in self._images.items()]
         if self.odometry == "oxts":
@@ -121,7 +124,7 @@ class KittiRecording:
         elif self.odometry == "kiss-icp":
             queue += [(self._turn(index)[1], 3, index) for index in self._scans]
         match = self._matcher() if self.odometry == "kiss-icp" else None
-        for stamp_ns, kind, index in sorted(queue):
+        for stamp_ns, kind, index in sorted(entry for entry in queue if part.reads(entry[0])):
             if kind == 0:
                 _, T_odom_base, twist_6 = self._oxts[index]
                 sample = OdometrySample(stamp_ns, ODOM, BASE, T_odom_base, twist_6)
@@ -137,6 +140,22 @@ class KittiRecording:
         """How many events `events` gives at most."""
         odometry = {"oxts": len(self._oxts), "kiss-icp": len(self._scans), "none": 0}[self.odometry]
         return odometry + len(self._scans) + 2 * len(self._images)
+
+    def timeline(self) -> Timeline:
+        """Stamps of images, scans and integrated odometry; empty for scan matching, which must see every scan."""
+        if self.odometry == "kiss-icp":
+            return {}
+        return {
+            EventKind.IMAGE: np.array(list(self._images.values()), dtype=np.int64),
+            EventKind.CLOUD: np.array(list(self._scans.values()), dtype=np.int64),
+            EventKind.ODOMETRY: np.array(
+                [stamp for stamp, _, _ in self._oxts] if self.odometry == "oxts" else [], dtype=np.int64
+            ),
+        }
+
+    def file_count(self) -> int:
+        """Images, scans and OXTS packets, of the whole drive."""
+        return self._promised
 
     def truth(self) -> Trajectory:
         """`T_map_base` (the Velodyne) of the OXTS packets of the whole drive.
@@ -171,15 +190,16 @@ class KittiRecording:
         """Index to stamp of the files that are both promised by timestamps.txt and there."""
         folder = self.folder / part
         if not folder.is_dir():
-            self._skips.add("parts of the drive missing", part)
+            self.skips.add("parts of the drive missing", part)
             return {}
         stamps = read_timestamps(folder / "timestamps.txt").tolist()
         found = {int(p.stem) for p in (folder / "data").glob(f"*{suffix}") if p.stem.isdigit()}
         dated = {index for index, stamp in enumerate(stamps) if stamp != NO_STAMP}
+        self._promised += len(found | set(range(len(stamps))))
         if missing := sorted(set(range(len(stamps))) - (found & dated)):
-            self._skips.add(f"{part} files missing", f"{missing[0]:010d}{suffix}", len(missing))
+            self.skips.add(f"{part} files missing", f"{missing[0]:010d}{suffix}", len(missing), broken=True)
         if undated := sorted(found - dated):
-            self._skips.add(f"{part} files without a timestamp", f"{undated[0]:010d}{suffix}", len(undated))
+            self.skips.add(f"{part} files without a timestamp", f"{undated[0]:010d}{suffix}", len(undated), broken=True)
         return {index: stamps[index] for index in sorted(found & dated)}
 
     def _file(self, part: str, index: int, suffix: str) -> Path:
@@ -194,7 +214,7 @@ class KittiRecording:
             starts = read_timestamps(folder / "timestamps_start.txt").tolist()
             ends = read_timestamps(folder / "timestamps_end.txt").tolist()
         except DatasetError as error:
-            self._skips.add("times of points missing", str(error))
+            self.skips.add("times of points missing", str(error))
             return {}
         turns = enumerate(zip(starts, ends, strict=False))
         return {i: (start, end) for i, (start, end) in turns if NO_STAMP < start < end}
@@ -209,10 +229,10 @@ class KittiRecording:
             try:
                 packet = read_oxts(self._file("oxts", index, ".txt"))
             except DatasetError as error:
-                self._skips.add("oxts packets unusable", str(error))
+                self.skips.add("oxts packets unusable", str(error), broken=True)
                 continue
             if stamp_ns <= newest_ns:
-                self._skips.add("oxts packets out of order", f"{index:010d}.txt")
+                self.skips.add("oxts packets out of order", f"{index:010d}.txt")
                 continue
             newest_ns = stamp_ns
             packets[stamp_ns] = packet
@@ -263,7 +283,7 @@ class KittiRecording:
         try:
             points = read_scan(self._file("velodyne_points", index, ".bin"))
         except DatasetError as error:
-            self._skips.add("scans unusable", str(error))
+            self.skips.add("scans unusable", str(error), broken=True, stamp_ns=stamp_ns)
             return
         fields, step = FIELDS[:4], 16
         if self._point_times and index in self._turns:
@@ -284,10 +304,10 @@ class KittiRecording:
         try:
             content = path.read_bytes()
         except OSError as error:
-            self._skips.add("images unreadable", f"{path.name} ({error})")
+            self.skips.add("images unreadable", f"{path.name} ({error})", broken=True, stamp_ns=stamp_ns)
             return
         if not content:
-            self._skips.add("images empty", path.name)
+            self.skips.add("images empty", path.name, broken=True, stamp_ns=stamp_ns)
             return
         K, size = self._calibration.K_33, (self._calibration.height, self._calibration.width)
         P = np.column_stack([K, np.zeros(3)])

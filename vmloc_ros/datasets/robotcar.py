@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vmloc_ros.datasets.base import Timeline
+from vmloc_ros.datasets.parts import WHOLE, Part
 from vmloc_ros.datasets.robotcar_files import (
     AXES,
     MICROSECOND_NS,
@@ -104,44 +106,57 @@ class RobotCarRecording:
             raise DatasetError(f"{self.folder}: is not a folder; give one RobotCar traversal")
         if camera not in MODELS:
             raise DatasetError(f"camera {camera!r} is not one of {', '.join(MODELS)}")
-        self._skips = Skips(str(self.folder))
+        self.skips = Skips(str(self.folder))
         self._extrinsics = self._find("extrinsics", extrinsics)
         self._models = self._find("models", models)
         self.lidar = self._choose_lidar(lidar)
         self._T_base_stereo = base_from_stereo(self._read_extrinsics("ins"))
         self._transforms: list[StaticTransform] = []
+        self._promised = 0
         self._images = self._list_files(self.camera, ".png", self.camera.split("/")[0])
         self._model, self._lut = self._load_model()
         self._clouds = self._list_clouds()
         self._odometry = self._load_odometry()
         self._truth = self._load_truth()
         self._cut(start_s, duration_s)
-        self._skips.keep()
+        self.skips.keep()
 
     # ------------------------------------------------------------------------------------------------- the protocol
 
     @property
     def skipped(self) -> dict[str, int]:
         """What was left out so far, by reason."""
-        return self._skips.by_reason()
+        return self.skips.by_reason()
 
     def static_transforms(self) -> list[StaticTransform]:
         """Mountings of the camera (optical axes) and the lidar, where they are used."""
         return list(self._transforms)
 
-    def events(self) -> Iterator[Event]:
+    def events(self, part: Part = WHOLE) -> Iterator[Event]:
         """Odometry, clouds, camera_info and images, sorted by stamp; files are read when their turn comes."""
-        self._skips.restart()
+        self.skips.restart(part)
         queue: list[tuple[int, int, int]] = [(stamp, 0, k) for k, stamp in enumerate(self._odometry.stamps_ns.tolist())]
         queue += [(stamp, 1, k) for k, (stamp, _) in enumerate(self._clouds)]
         queue += [(stamp, 2, k) for k, (stamp, _) in enumerate(self._images)]
         readers: tuple[Callable[[int, int], Iterator[Event]], ...] = (self._sample, self._cloud, self._image)
-        for stamp, reader, index in sorted(queue):
+        for stamp, reader, index in sorted(entry for entry in queue if part.reads(entry[0])):
             yield from readers[reader](stamp, index)
 
     def event_count(self) -> int:
         """How many events `events` gives at most."""
         return len(self._odometry) + len(self._clouds) + 2 * len(self._images)
+
+    def timeline(self) -> Timeline:
+        """Stamps of images, clouds and odometry."""
+        return {
+            EventKind.IMAGE: np.array([stamp for stamp, _ in self._images], dtype=np.int64),
+            EventKind.CLOUD: np.array([stamp for stamp, _ in self._clouds], dtype=np.int64),
+            EventKind.ODOMETRY: self._odometry.stamps_ns,
+        }
+
+    def file_count(self) -> int:
+        """Images and clouds, of the whole traversal."""
+        return self._promised
 
     def truth(self) -> Trajectory:
         """`T_map_base` of `gps/ins.csv`, without the rows that the INS itself calls bad.
@@ -204,18 +219,20 @@ class RobotCarRecording:
     def _list_files(self, sensor: str, ending: str, stamps_name: str) -> list[tuple[int, Path]]:
         """The files that are there; those that the sensor's timestamps promise besides are counted as missing."""
         found = _stamped(self.folder / sensor, ending)
+        self._promised += len(found)
         stamps_file = self.folder / f"{stamps_name}.timestamps"
         if not stamps_file.is_file():
             return found  # the names are the stamps
         try:
             promised = read_timestamps(stamps_file)
         except DatasetError as error:
-            self._skips.add("timestamps unusable; files are dated by their names", str(error))
+            self.skips.add("timestamps unusable; files are dated by their names", str(error))
             return found
         missing = np.setdiff1d(promised, [stamp for stamp, _ in found])
         if len(missing):
             name = f"{sensor}/{int(missing[0]) // MICROSECOND_NS}{ending}"
-            self._skips.add(f"{sensor} files missing", name, len(missing))
+            self._promised += len(missing)
+            self.skips.add(f"{sensor} files missing", name, len(missing), broken=True)
         return found
 
     def _list_clouds(self) -> list[tuple[int, Path]]:
@@ -233,10 +250,10 @@ class RobotCarRecording:
                 raise DatasetError(f"{path}: no such file")
             stereo, counts = load_vo(path)
         except DatasetError as error:
-            self._skips.add("odometry missing or unusable", str(error))
+            self.skips.add("odometry missing or unusable", str(error))
             return Trajectory(np.empty(0, dtype=np.int64), np.empty((0, 4, 4)))
         for reason, count in counts.items():
-            self._skips.add(reason, "vo/vo.csv", count)
+            self.skips.add(reason, "vo/vo.csv", count)
         return stereo.transformed(self._T_base_stereo, inverse(self._T_base_stereo))
 
     def _load_truth(self) -> Trajectory | DatasetError:
@@ -245,7 +262,7 @@ class RobotCarRecording:
         except DatasetError as error:
             return error  # whoever asks for the truth is told
         for reason, count in dropped.items():
-            self._skips.add(reason, "gps/ins.csv", count)
+            self.skips.add(reason, "gps/ins.csv", count)
         return trajectory
 
     def _load_model(self) -> tuple[CameraModel | None, NDArray[np.float32] | None]:
@@ -259,7 +276,7 @@ class RobotCarRecording:
             model = read_camera_model(self._models / f"{name}.txt")
             T_camera_vehicle = self._read_extrinsics(self.camera.split("/")[0])
         except DatasetError as error:
-            self._skips.add("images without calibration", str(error), len(self._images))
+            self.skips.add("images without calibration", str(error), len(self._images), broken=True)
             self._images = []
             return None, None
         T_base_camera = self._T_base_stereo @ AXES @ inverse(T_camera_vehicle) @ model.T_camera_optical
@@ -301,7 +318,7 @@ class RobotCarRecording:
         try:
             points = read_lidar(path, self.lidar)
         except DatasetError as error:
-            self._skips.add("clouds unusable", str(error))
+            self.skips.add("clouds unusable", str(error), broken=True, stamp_ns=stamp_ns)
             return
         points[:, 1:3] *= -1.0  # to y left, z up: what the lidar frame of a ROS robot has
         count = len(points)
@@ -319,7 +336,7 @@ class RobotCarRecording:
             if self._lut is not None and self._lut.shape[1] != height * width:
                 raise DatasetError(f"{path}: {width}x{height} pixels do not fit the table of {self._lut.shape[1]}")
         except DatasetError as error:
-            self._skips.add("images unusable", str(error))
+            self.skips.add("images unusable", str(error), broken=True, stamp_ns=stamp_ns)
             return
         encoding = "bayer_gbrg8" if self.camera.startswith("stereo") else "bayer_rggb8"
         image = RawImage(stamp_ns, CAMERA, height, width, encoding, width, False, bayer.tobytes())

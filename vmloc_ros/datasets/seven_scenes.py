@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from vmloc_ros.datasets.base import Timeline
+from vmloc_ros.datasets.parts import WHOLE, Part
 from vmloc_ros.datasets.rgbd_odometry import RgbdTracker
 from vmloc_ros.datasets.skips import Skips
 from vmloc_ros.errors import DatasetError
@@ -112,11 +114,11 @@ class SevenScenesRecording:
             raise DatasetError(f"odometry {odometry!r} is not one of {', '.join(ODOMETRIES)} (7-Scenes)")
         self.odometry = odometry
         self.name = f"{self.folder.resolve().parent.name}/{self.folder.resolve().name}"
-        self._skips = Skips(str(self.folder))
+        self.skips = Skips(str(self.folder))
         self._frames = self._list(parse_frames(frames), start_s, duration_s)
         self._poses = self._read_poses()
         self.intrinsics = self._read_intrinsics()
-        self._skips.keep()
+        self.skips.keep()
         self._motions: dict[tuple[int, int], Array | None] = {}
 
     # ------------------------------------------------------------------------------------------------- the protocol
@@ -124,24 +126,26 @@ class SevenScenesRecording:
     @property
     def skipped(self) -> dict[str, int]:
         """What was left out, by reason."""
-        return self._skips.by_reason()
+        return self.skips.by_reason()
 
     def static_transforms(self) -> list[StaticTransform]:
         """The camera in its own body."""
         return [StaticTransform(BASE, CAMERA, T_BASE_CAMERA.copy())]
 
-    def events(self) -> Iterator[Event]:
+    def events(self, part: Part = WHOLE) -> Iterator[Event]:
         """For every frame odometry, depth, camera_info, image, all of one stamp."""
-        self._skips.restart()
+        self.skips.restart(part)
         tracker = RgbdTracker(self.intrinsics, self._motions) if self.odometry == "rgbd" else None
         for index, files in self._frames.items():
             stamp_ns = stamp_of(index)
-            depth_mm = self._read_depth(files.depth) if files.depth else None
-            color = self._read_color(files.color) if files.color else None
+            if not part.reads(stamp_ns):
+                continue
+            depth_mm = self._read_depth(files.depth, stamp_ns) if files.depth else None
+            color = self._read_color(files.color, stamp_ns) if files.color else None
             if tracker is not None and color is not None and depth_mm is not None:
                 T_start_camera, aligned = tracker.add(index, color, depth_mm)
                 if not aligned:
-                    self._skips.add("frames without RGB-D alignment", f"frame-{index:06d}")
+                    self.skips.add("frames without RGB-D alignment", f"frame-{index:06d}", stamp_ns=stamp_ns)
                 T_odom_base = T_BASE_CAMERA @ T_start_camera @ inverse(T_BASE_CAMERA)
                 yield Event(EventKind.ODOMETRY, stamp_ns, OdometrySample(stamp_ns, ODOM, BASE, T_odom_base))
             if depth_mm is not None:
@@ -158,6 +162,20 @@ class SevenScenesRecording:
     def event_count(self) -> int:
         """How many events `events` gives at most."""
         return (4 if self.odometry == "rgbd" else 3) * len(self._frames)
+
+    def timeline(self) -> Timeline:
+        """Stamps of colour and depth images; empty with RGB-D odometry, which must see every frame."""
+        if self.odometry == "rgbd":
+            return {}
+        stamps = {
+            EventKind.IMAGE: [stamp_of(index) for index, files in self._frames.items() if files.color],
+            EventKind.DEPTH: [stamp_of(index) for index, files in self._frames.items() if files.depth],
+        }
+        return {kind: np.array(values, dtype=np.int64) for kind, values in stamps.items()}
+
+    def file_count(self) -> int:
+        """Colour, depth and pose of every frame."""
+        return 3 * len(self._frames)
 
     def truth(self) -> Trajectory:
         """`T_map_base` of the pose files.
@@ -207,7 +225,7 @@ class SevenScenesRecording:
         for index, files in sorted(frames.items()):
             for part in ("color", "depth", "pose"):
                 if getattr(files, part) is None:
-                    self._skips.add(f"{part} files missing", f"frame-{index:06d}")
+                    self.skips.add(f"{part} files missing", f"frame-{index:06d}", broken=True)
         return dict(sorted(frames.items()))
 
     def _read_poses(self) -> dict[int, Array]:
@@ -218,7 +236,7 @@ class SevenScenesRecording:
             try:
                 poses[index] = read_pose(files.pose) @ inverse(T_BASE_CAMERA)
             except DatasetError as error:
-                self._skips.add("poses unusable", str(error))
+                self.skips.add("poses unusable", str(error), broken=True)
         return poses
 
     def _read_intrinsics(self) -> PinholeIntrinsics:
@@ -254,21 +272,21 @@ class SevenScenesRecording:
         size = self.intrinsics.height, self.intrinsics.width
         return CameraInfo(stamp_ns, CAMERA, *size, "plumb_bob", (0.0,) * 5, K, np.eye(3), P)
 
-    def _read_color(self, path: Path) -> bytes | None:
+    def _read_color(self, path: Path, stamp_ns: int) -> bytes | None:
         try:
             content = path.read_bytes()
         except OSError as error:
-            self._skips.add("color files unreadable", f"{path.name} ({error})")
+            self.skips.add("color files unreadable", f"{path.name} ({error})", broken=True, stamp_ns=stamp_ns)
             return None
         if not content:
-            self._skips.add("color files empty", path.name)
+            self.skips.add("color files empty", path.name, broken=True, stamp_ns=stamp_ns)
             return None
         return content
 
-    def _read_depth(self, path: Path) -> NDArray[np.uint16] | None:
+    def _read_depth(self, path: Path, stamp_ns: int) -> NDArray[np.uint16] | None:
         image: Any = _decode(path)
         if image is None or image.ndim != 2 or image.dtype != np.uint16:
-            self._skips.add("depth files that are not 16-bit PNG", path.name)
+            self.skips.add("depth files that are not 16-bit PNG", path.name, broken=True, stamp_ns=stamp_ns)
             return None
         for value in INVALID_DEPTHS:
             image[image == value] = 0

@@ -3,8 +3,35 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vmloc_ros.datasets.parts import WHOLE, Part
 
 log = logging.getLogger(__name__)
+
+NAMED = 3
+"""So many of a reason are named, the others only counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """What was left out for one reason.
+
+    Attributes:
+        count: how many.
+        names: the first of them, at most `NAMED`.
+        broken: whether these are files (in a bag, messages) that are missing or unusable. Frames without truth, INS
+            rows of an outage and the like are not.
+    """
+
+    count: int
+    names: tuple[str, ...]
+    broken: bool = False
+
+    def and_then(self, later: Skip) -> Skip:
+        """Both together."""
+        return Skip(self.count + later.count, (*self.names, *later.names)[:NAMED], self.broken or later.broken)
 
 
 class Skips:
@@ -12,25 +39,54 @@ class Skips:
 
     def __init__(self, source: str) -> None:
         self._source = source
-        self._first: dict[str, str] = {}
-        self._counts: dict[str, int] = {}
-        self._kept: dict[str, int] = {}
+        self._part = WHOLE
+        self._logged: set[str] = set()
+        self._kept: dict[str, Skip] = {}
+        self._walked: dict[str, Skip] = {}
 
-    def add(self, reason: str, first: str, count: int = 1) -> None:
-        """Counts; `first` is named (and logged) when the reason is new."""
-        if reason not in self._first:
-            self._first[reason] = first
-            log.warning("%s: %s: %s; more are only counted", self._source, reason, first)
-        self._counts[reason] = self._counts.get(reason, 0) + count
+    def add(self, reason: str, name: str, count: int = 1, *, broken: bool = False, stamp_ns: int | None = None) -> None:
+        """Counts; `name` is logged when the reason is new.
+
+        Args:
+            reason: the same words for all that are counted together.
+            name: of the first, so that somebody can look at it.
+            broken: see `Skip`.
+            stamp_ns: what lies outside the part that is walked through is not counted: it is another part's.
+        """
+        if stamp_ns is not None and not self._part.holds(stamp_ns):
+            return
+        if reason not in self._logged:
+            self._logged.add(reason)
+            log.warning("%s: %s: %s; more are only counted", self._source, reason, name)
+        self.take({reason: Skip(count, (name,), broken)})
+
+    def take(self, skips: Mapping[str, Skip]) -> None:
+        """Counts what another walk, through a later part, has left out."""
+        for reason, skip in skips.items():
+            known = self._walked.get(reason)
+            self._walked[reason] = skip if known is None else known.and_then(skip)
 
     def keep(self) -> None:
         """What was counted so far belongs to the folder, not to a walk through it."""
-        self._kept = dict(self._counts)
+        self._kept = self.everything()
+        self._walked = {}
 
-    def restart(self) -> None:
-        """A new walk begins."""
-        self._counts = dict(self._kept)
+    def restart(self, part: Part = WHOLE) -> None:
+        """A new walk begins, through a part of the recording."""
+        self._part = part
+        self._walked = {}
+
+    def walked(self) -> dict[str, Skip]:
+        """What the walk left out, by reason."""
+        return dict(self._walked)
+
+    def everything(self) -> dict[str, Skip]:
+        """What the listing and the walk left out, by reason."""
+        result = dict(self._kept)
+        for reason, skip in self._walked.items():
+            result[reason] = result[reason].and_then(skip) if reason in result else skip
+        return result
 
     def by_reason(self) -> dict[str, int]:
         """`{"<reason> (first: <name>)": count}`."""
-        return {f"{reason} (first: {self._first[reason]})": count for reason, count in self._counts.items()}
+        return {f"{reason} (first: {skip.names[0]})": skip.count for reason, skip in self.everything().items()}
