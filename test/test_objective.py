@@ -37,7 +37,7 @@ def prepared(store: SampleStore, config: TrainingConfig) -> tuple[Objective, Bat
 def test_weighted_cases_are_the_expectation_of_drawn_ones(store: SampleStore) -> None:
     config = tiny_config(objective={"presence_as": "weighted", "presence": [0.5, 0.3, 0.2]})
     objective, batch = prepared(store, config)
-    rows = objective._rows(objective.network.encode(batch.inputs), 8)
+    rows = objective._rows(objective.network.encode(batch.inputs), 8, 8)
     shares = torch.stack([share for _, share, _ in rows])
     assert shares.sum().item() == pytest.approx(1.0)
     assert torch.allclose(8 * shares[:, 0], torch.tensor([0.0, 1.0, 0.0]))  # it has only its image
@@ -48,7 +48,7 @@ def test_weighted_cases_are_the_expectation_of_drawn_ones(store: SampleStore) ->
 
 def test_drawn_cases_are_what_each_sample_shows(store: SampleStore) -> None:
     objective, batch = prepared(store, tiny_config())
-    ((_, share, case),) = objective._rows(objective.network.encode(batch.inputs), 8)
+    ((_, share, case),) = objective._rows(objective.network.encode(batch.inputs), 8, 8)
     assert torch.allclose(share, torch.full((8,), 0.125))
     for row in range(8):
         shows = tuple(row in batch.inputs[name].rows_N.tolist() for name in ("rgb", "depth"))

@@ -1,4 +1,7 @@
-"""Batches of training samples, augmented. Everything random comes from one seed: a batch can be made again."""
+"""Batches of training samples, augmented. Everything random comes from one seed: a batch can be made again.
+
+A process may make its part of a batch alone: all random choices are those of the whole batch.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +13,54 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from vmloc_ros.augmentation import Draws, change_depth, change_rgb, draw, erase
 from vmloc_ros.geometry import Array
 from vmloc_ros.networks.config import Normalisation
 from vmloc_ros.networks.inputs import MIN_DEPTH_M, normalise
 from vmloc_ros.networks.vmloc import Present
 from vmloc_ros.samples import SampleStore
-from vmloc_ros.training_config import AugmentationConfig, TrainingConfig
+from vmloc_ros.training_config import TrainingConfig
 from vmloc_ros.types import Modality
 
 
+class Part(NamedTuple):
+    """Part `index` of `of` of every batch: what one process trains on."""
+
+    index: int = 0
+    of: int = 1
+
+    def rows(self, size: int) -> range:
+        """Its rows of a batch of that size; the parts are of nearly equal size."""
+        return range(size * self.index // self.of, size * (self.index + 1) // self.of)
+
+
 class Batch(NamedTuple):
-    """What one training step sees.
+    """What one training step sees, in one process.
 
     Attributes:
-        inputs: by modality, only the samples that show it.
+        inputs: by modality that the whole batch shows, the samples here that show it (none, perhaps).
         position_B3, log_quat_B3: targets in network units.
         samples: their indices in the store.
+        first: which row of the whole batch the first one here is.
+        size: how many rows the whole batch has.
     """
 
     inputs: dict[str, Present]
     position_B3: Tensor
     log_quat_B3: Tensor
     samples: NDArray[np.int64]
+    first: int
+    size: int
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        inputs = {k: Present(p.images_NCHW.to(device), p.rows_N.to(device)) for k, p in self.inputs.items()}
-        return Batch(inputs, self.position_B3.to(device), self.log_quat_B3.to(device), self.samples)
+        inputs = {
+            name: present._replace(images_NCHW=present.images_NCHW.to(device), rows_N=present.rows_N.to(device))
+            for name, present in self.inputs.items()
+        }
+        return self._replace(
+            inputs=inputs, position_B3=self.position_B3.to(device), log_quat_B3=self.log_quat_B3.to(device)
+        )
 
 
 def measure_normalisation(store: SampleStore, indices: NDArray[np.int64]) -> Normalisation:
@@ -106,42 +130,53 @@ def targets(poses_N44: Array, normalisation: Normalisation) -> tuple[Tensor, Ten
 
 
 class BatchMaker:
-    """Makes augmented training batches out of a store."""
+    """Makes augmented training batches, or one process's part of each, out of a store."""
 
-    def __init__(self, store: SampleStore, config: TrainingConfig, normalisation: Normalisation) -> None:
+    def __init__(
+        self, store: SampleStore, config: TrainingConfig, normalisation: Normalisation, part: Part | None = None
+    ) -> None:
         self._store = store
         self._config = config
         self._normalisation = normalisation
+        self._part = part or Part()
 
     def make(self, samples: NDArray[np.int64], seed: tuple[int, ...]) -> Batch:
-        """One batch; the same samples and seed give the same batch."""
+        """This process's part of one batch; the same samples and seed give the same batch, in as many parts."""
         generator = np.random.default_rng(seed)
-        torch_generator = torch.Generator().manual_seed(int(generator.integers(2**62)))
-        network, augmentation = self._config.network, self._config.augmentation
-        free_y = self._store.camera.height - network.height
-        free_x = self._store.camera.width - network.width
-        y = generator.integers(0, free_y + 1, len(samples))
-        x = generator.integers(0, free_x + 1, len(samples))
-        poses = self._store.T_map_camera[samples]
-        if augmentation.turn_labels:
-            poses = turned(poses, x - free_x // 2, y - free_y // 2, self._store.camera.fx, self._store.camera.fy)
+        size, rows = len(samples), self._part.rows(len(samples))
+        free_y = self._store.camera.height - self._config.network.height
+        free_x = self._store.camera.width - self._config.network.width
+        y = generator.integers(0, free_y + 1, size)
+        x = generator.integers(0, free_x + 1, size)
         inputs = {}
         for name, shown in choose_presence(self._store, samples, self._config, generator).items():
-            rows = np.flatnonzero(shown)
-            if not len(rows):
-                continue
-            source = self._store.rgb if name == Modality.RGB else self._store.depth_m
-            crops = np.stack(
-                [source[samples[r], y[r] : y[r] + network.height, x[r] : x[r] + network.width] for r in rows]
-            )
-            values = torch.from_numpy(crops).float()
-            change = change_rgb if name == Modality.RGB else change_depth
-            images = normalise(name, change(values, augmentation, torch_generator), self._normalisation, network)
-            erase(images, augmentation, generator)
-            images = images.contiguous(memory_format=torch.channels_last)
-            inputs[name] = Present(images, torch.from_numpy(rows))
-        position, log_quat = targets(poses, self._normalisation)
-        return Batch(inputs, position, log_quat, samples)
+            draws = draw(size, generator)
+            if shown.any():
+                here = np.flatnonzero(shown[rows.start : rows.stop]) + rows.start
+                images = self._images(name, samples[here], y[here], x[here], draws.of(here))
+                elsewhere = len(here) < np.count_nonzero(shown)
+                inputs[name] = Present(images, torch.from_numpy(here - rows.start), bool(elsewhere))
+        own = slice(rows.start, rows.stop)
+        poses, camera = self._store.T_map_camera[samples[own]], self._store.camera
+        if self._config.augmentation.turn_labels:
+            poses = turned(poses, x[own] - free_x // 2, y[own] - free_y // 2, camera.fx, camera.fy)
+        return Batch(inputs, *targets(poses, self._normalisation), samples[own], rows.start, size)
+
+    def _images(
+        self, name: str, samples: NDArray[np.int64], y: NDArray[np.int64], x: NDArray[np.int64], draws: Draws
+    ) -> Tensor:
+        """Cut out at (x, y), changed and normalised, (N, C, H, W) with the channels last in memory."""
+        network, augmentation = self._config.network, self._config.augmentation
+        is_rgb = name == Modality.RGB
+        source = self._store.rgb if is_rgb else self._store.depth_m
+        crops = np.empty((len(samples), network.height, network.width, *source.shape[3:]), source.dtype)
+        for crop, sample, top, left in zip(crops, samples, y, x, strict=True):
+            crop[:] = source[sample, top : top + network.height, left : left + network.width]
+        values = torch.from_numpy(crops).float()
+        changed = change_rgb(values, augmentation, draws) if is_rgb else change_depth(values, augmentation, draws)
+        images = normalise(name, changed, self._normalisation, network)
+        erase(images, augmentation, draws)
+        return images.contiguous(memory_format=torch.channels_last)
 
 
 def turned(poses_N44: Array, dx_N: NDArray[np.int64], dy_N: NDArray[np.int64], fx: float, fy: float) -> Array:
@@ -154,40 +189,3 @@ def turned(poses_N44: Array, dx_N: NDArray[np.int64], dy_N: NDArray[np.int64], f
     result = poses_N44.copy()
     result[:, :3, :3] = poses_N44[:, :3, :3] @ turn.as_matrix()
     return result
-
-
-def _uniform(count: int, spread: float, generator: torch.Generator, channels: int = 1) -> Tensor:
-    """1 +- spread, shaped (count, 1, 1, channels)."""
-    return 1.0 + spread * (2.0 * torch.rand(count, 1, 1, channels, generator=generator) - 1.0)
-
-
-def change_rgb(rgb_NHW3: Tensor, config: AugmentationConfig, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast, colour and noise, each sample its own; 0..255 in and out."""
-    count = len(rgb_NHW3)
-    gain = _uniform(count, config.brightness, generator) * _uniform(count, config.colour, generator, 3)
-    contrast = _uniform(count, config.contrast, generator)
-    mean = rgb_NHW3.mean(dim=(1, 2, 3), keepdim=True)
-    changed = (rgb_NHW3 - mean) * (contrast * gain) + mean * gain
-    if config.noise > 0.0:
-        changed += 255.0 * config.noise * torch.randn(changed.shape, generator=generator)
-    return changed.clamp_(0.0, 255.0)
-
-
-def change_depth(depth_NHW: Tensor, config: AugmentationConfig, generator: torch.Generator) -> Tensor:
-    """Relative noise, and some returns dropped; metres, 0 = no return."""
-    if config.depth_noise > 0.0:
-        depth_NHW = depth_NHW * (1.0 + config.depth_noise * torch.randn(depth_NHW.shape, generator=generator))
-    if config.depth_dropout > 0.0:
-        share = config.depth_dropout * torch.rand(len(depth_NHW), 1, 1, generator=generator)
-        depth_NHW = depth_NHW * (torch.rand(depth_NHW.shape, generator=generator) >= share)
-    return depth_NHW.clamp_min(0.0)
-
-
-def erase(images_NCHW: Tensor, config: AugmentationConfig, generator: np.random.Generator) -> None:
-    """Sets one box to zero (the mean colour, or no return) in some of the normalised images, in place."""
-    count, _, height, width = images_NCHW.shape
-    for n in np.flatnonzero(generator.random(count) < config.erase_chance):
-        h = 1 + int(generator.random() * config.erase_share * (height - 1))
-        w = 1 + int(generator.random() * config.erase_share * (width - 1))
-        y, x = int(generator.integers(0, height - h + 1)), int(generator.integers(0, width - w + 1))
-        images_NCHW[n, :, y : y + h, x : x + w] = 0.0

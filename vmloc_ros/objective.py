@@ -28,10 +28,14 @@ class Objective(nn.Module):
         self._config = config
 
     def forward(self, batch: Batch, importance: bool = True) -> tuple[Tensor, Tensor]:
-        """The loss to minimise, and the importance-weighted bound (detached)."""
+        """The loss to minimise, and the importance-weighted bound (detached).
+
+        Of a part of a batch it is that part's share: the sum over the parts is what the whole batch gives, whose random
+        choices (latent noise, dropout) every process draws and takes its own rows of.
+        """
         config, count = self._config, len(batch.samples)
         experts = self.network.encode(batch.inputs)
-        rows = self._rows(experts, count)
+        rows = self._rows(experts, count, batch.size)
         posteriors = [self.network.fuse(subset, count) for subset, _, _ in rows]
         mean = torch.cat([posterior.mean_BD for posterior in posteriors])
         variance = torch.cat([posterior.variance_BD for posterior in posteriors])
@@ -40,18 +44,26 @@ class Objective(nn.Module):
         position_target = batch.position_B3.repeat(len(rows), 1)
         log_quat_target = batch.log_quat_B3.repeat(len(rows), 1)
         sampled = self.network.is_sampled  # else a point: one sample says all, and it has no density to weigh
-        noise = torch.randn((config.samples if sampled else 1, *mean.shape), dtype=mean.dtype, device=mean.device)
+        whole = (config.samples if sampled else 1, len(rows), batch.size, mean.shape[1])
+        own = slice(batch.first, batch.first + count)
+        noise = torch.randn(whole, dtype=mean.dtype, device=mean.device)[:, :, own].flatten(1, 2)
+        dropout = self.network.dropout.p if self.training else 0.0
+        keep = (torch.rand(whole, device=mean.device) >= dropout)[:, :, own] / (1.0 - dropout) if dropout else None
 
         def loss_of(z_KBD: Tensor) -> Tensor:
-            position, log_quat = self.network.decode(z_KBD)
+            position, log_quat = self.network.decode(z_KBD, keep)
             beta, gamma = self.beta[case], self.gamma[case]
             return geometric_loss(position, log_quat, position_target, log_quat_target, beta, gamma, config.distance)
 
         rule = config.encoder_gradient if importance and sampled else "elbo"
         return vmloc_loss(mean, variance, noise, loss_of, config.latent_weight if sampled else 0.0, rule, share)
 
-    def _rows(self, experts: dict[str, Expert], count: int) -> list[tuple[dict[str, Expert], Tensor, Tensor]]:
-        """What is decoded: experts, the share of each sample in the loss, and its case (an index of `CASES`).
+    def _rows(
+        self, experts: dict[str, Expert], count: int, size: int
+    ) -> list[tuple[dict[str, Expert], Tensor, Tensor]]:
+        """What is decoded of `count` samples: experts, each sample's share in the loss, and its case (in `CASES`).
+
+        The shares of all processes' samples, `size` of them, sum to 1.
 
         Drawn presence: every sample once, in the case that was drawn for it. Weighted presence: every sample in all
         three cases, with the chances of those that it can show.
@@ -61,10 +73,10 @@ class Objective(nn.Module):
             has[name][expert.rows_N] = 1.0
         if self._config.presence_as == "drawn" or len(experts) == 1:
             case_B = (has[RGB] == 0) * 2 + ((has[RGB] == 1) & (has[DEPTH] == 0)) * 1
-            return [(experts, torch.full_like(has[RGB], 1.0 / count), case_B)]
+            return [(experts, torch.full_like(has[RGB], 1.0 / size), case_B)]
         both, rgb, depth = self._config.presence
         chances = [both * has[RGB] * has[DEPTH], rgb * has[RGB], depth * has[DEPTH]]
-        total = torch.stack(chances).sum(dim=0).clamp_min(1e-9) * count
+        total = torch.stack(chances).sum(dim=0).clamp_min(1e-9) * size
         subsets = [experts, {RGB: experts[RGB]}, {DEPTH: experts[DEPTH]}]
         return [
             (subset, chance / total, torch.full((count,), index, device=chance.device))

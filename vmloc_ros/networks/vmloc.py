@@ -26,10 +26,12 @@ class Present(NamedTuple):
     Attributes:
         images_NCHW: N <= B of them.
         rows_N: int64, strictly increasing.
+        elsewhere: other processes hold more of them: then the encoder runs even on N = 0 (batch norm is over them all).
     """
 
     images_NCHW: Tensor
     rows_N: Tensor
+    elsewhere: bool = False
 
 
 class VMLoc(nn.Module):
@@ -80,7 +82,7 @@ class VMLoc(nn.Module):
             raise ModelInputError(f"this network has no expert for {', '.join(sorted(unknown))}")
         experts: dict[str, Expert] = {}
         for name, present in inputs.items():
-            if len(present.rows_N):
+            if len(present.rows_N) or present.elsewhere:
                 mean, logvar = self.encoders[name](present.images_NCHW)
                 experts[name] = Expert(mean, logvar, present.rows_N)
         if not experts:
@@ -97,10 +99,16 @@ class VMLoc(nn.Module):
             return replace(posterior, variance_BD=(PUBLISHED_DEVIATION * posterior.variance_BD).square())
         return posterior
 
-    def decode(self, z_D: Tensor) -> tuple[Tensor, Tensor]:
-        """Position and log-quaternion (..., 3), in network units, of latent vectors (..., D)."""
+    def decode(self, z_D: Tensor, keep_D: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Position and log-quaternion (..., 3), in network units, of latent vectors (..., D).
+
+        Args:
+            z_D: the latent vectors.
+            keep_D: dropout's choices, 0 or 1 / (1 - p), in the shape of `z_D`; by default they are drawn here.
+        """
         flat = z_D.reshape(-1, self.config.latent)
         shape = (*z_D.shape[:-1], 3)
         with torch.autocast(z_D.device.type, enabled=False):
-            features = self.dropout(self.attention(self.activation(flat)))
+            features = self.attention(self.activation(flat))
+            features = self.dropout(features) if keep_D is None else features * keep_D.reshape(features.shape)
             return self.position(features).reshape(shape), self.rotation(features).reshape(shape)
