@@ -180,7 +180,10 @@ def load_localizer(path: Path, config: ModelConfig) -> Localizer:
     fill_network(network, tensors, path)
     missing = [mode for mode in modes_of(card) if mode not in card.calibration]
     if missing:
-        raise CheckpointError(f"{path}: the card has no calibration for {', '.join(missing)}; train again to the end")
+        raise CheckpointError(
+            f"{path}: the card has no calibration for {', '.join(missing)}; measure it with "
+            f"`vmloc calibrate {path} SRC --format F`"
+        )
     use_threads(config.threads)
     return VMLocLocalizer(card, TorchRuntime(network, card.normalisation, card.latent_samples, device), fallback)
 

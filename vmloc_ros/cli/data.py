@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vmloc_ros.cli.options import DatasetFormat, Json, say_wrote
+from vmloc_ros.cli.options import DatasetFormat, Grey, Json, OfficialData, say_wrote
 
 
 def town(
@@ -99,23 +99,35 @@ def evaluate(
     format: Annotated[DatasetFormat, typer.Option(help="Whose layout SRC has.")],
     modalities: Annotated[str, typer.Option(help="Sensors that are there: rgb, depth or rgb,depth.")] = "",
     corrupt: Annotated[
-        list[str] | None, typer.Option(metavar="MODALITY:LEVEL", help="As the paper's Table 4; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="MODALITY:LEVEL|all",
+            help="rgb:1 masks, depth:2 removes; several are applied together. all: the paper's Table 4 in one pass.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the masks' places.")] = 0,
+    split: Annotated[
+        str | None, typer.Option(help="Only the recordings that the publishers name: test (7-Scenes), loop, full.")
     ] = None,
     recording: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
     frames: Annotated[str | None, typer.Option(help="7-Scenes: which frames, such as 600-649.")] = None,
+    lidar: Annotated[str | None, typer.Option(help="RobotCar: as for convert; by default the training's.")] = None,
+    camera: Annotated[str | None, typer.Option(help="RobotCar: as for convert; by default the training's.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:n.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for report, trajectories and figures.")] = None,
     json: Json = None,
 ) -> None:
     """Measure the network alone, per modality and corruption, beside the retrieval baseline.
 
-    Example: vmloc evaluate models/town out/town --format town --corrupt rgb:1 --out out/evaluation
+    Example: vmloc evaluate models/town out/town --format town --corrupt all --out out/evaluation
     """
     from vmloc_ros.commands.evaluate import run_evaluate
 
     chosen = [name.strip() for name in modalities.split(",") if name.strip()]
-    options: dict[str, Any] = {"frames": frames, "odometry": "none"} if frames else {}
-    run_evaluate(model, source, format.value, chosen, corrupt or (), json, recording or (), options, device, out)
+    given = {"split": split, "frames": frames, "lidar": lidar, "camera": camera}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    wanted = recording or ()
+    run_evaluate(model, source, format.value, chosen, corrupt or (), json, wanted, options, device, out, seed)
 
 
 def compare(
@@ -145,3 +157,34 @@ def compare(
     report = run_compare(targets, data, out, names, jobs, json, layout, recording or (), options)
     if report["failed"]:
         raise typer.Exit(1)
+
+
+def import_vmloc(
+    checkpoint: Annotated[Path, typer.Argument(metavar="FILE", help="Of the authors' code, mode vmloc (*.pth.tar).")],
+    out: Annotated[Path, typer.Option(help="The model's folder to write.")],
+    data: Annotated[OfficialData, typer.Option(help="What it was trained on.")],
+    pose_stats: Annotated[Path, typer.Option(metavar="FILE", help="pose_stats.txt of its training.")],
+    image_stats: Annotated[Path, typer.Option(metavar="FILE", help="stats.txt of its training.")],
+    camera: Annotated[
+        str, typer.Option(metavar="'W H FX FY CX CY'", help="7-Scenes: of the pictures; by default the official one.")
+    ] = "",
+    sdk: Annotated[Path | None, typer.Option(help="RobotCar: folder with extrinsics/ and models/.")] = None,
+    depth_white_m: Annotated[
+        float | None, typer.Option(help="Metres that are white in its depth pictures; 7-Scenes: 0.255.")
+    ] = None,
+    depth_empty: Annotated[
+        Grey | None, typer.Option(help="A pixel without return in them; 7-Scenes: white, RobotCar: black.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="For the card; by default the file's.")] = "",
+) -> None:
+    """Convert a checkpoint of the authors' VMLoc code; nothing in it is executed.
+
+    The model has no calibration: measure one with `vmloc calibrate` before it can localize.
+
+    Example: vmloc import-vmloc a.pth.tar --data sevenscenes --pose-stats p.txt --image-stats s.txt --out out/official
+    """
+    from vmloc_ros.commands.import_vmloc import run_import
+
+    empty = depth_empty.value if depth_empty is not None else None
+    card = run_import(checkpoint, out, data.value, pose_stats, image_stats, camera, sdk, depth_white_m, empty, name)
+    print(f"wrote {out}: {card.name}, latent {card.network.latent}; next: vmloc calibrate {out} SRC --format F")

@@ -24,6 +24,20 @@ class DatasetFormat(StrEnum):
     sevenscenes = "sevenscenes"
 
 
+class OfficialData(StrEnum):
+    """What an official checkpoint was trained on."""
+
+    sevenscenes = "sevenscenes"
+    robotcar = "robotcar"
+
+
+class Grey(StrEnum):
+    """The ends of a picture's range."""
+
+    black = "black"
+    white = "white"
+
+
 def say_wrote(path: Path | None, content: Mapping[str, Any]) -> None:
     """Writes JSON where a path is given, and says so."""
     if path is not None:
