@@ -56,13 +56,14 @@ def plot_comparison(path: Path, variants: Sequence[Variant], frames: str) -> Pat
 def _draw_bars(axes: Axes, systems: Sequence[Variant], frames: str, mode: str, mean: str, median: str) -> None:
     colour = MODE_COLOURS[mode.lower()]
     for place, variant in enumerate(systems):
-        for name, height, alpha in ((mean, 0.72, 0.35), (median, 0.4, 1.0)):
+        for name, height, alpha, dots in ((mean, 0.76, 0.35, -0.29), (median, 0.4, 1.0, 0.0)):
             value = variant.number(frames, mode, INTACT, name)
             if value is None:
                 continue
             axes.barh(place, value.mean, height=height, color=colour, alpha=alpha, lw=0)
             if len(value.values) > 1:
-                axes.plot(value.values, [place] * len(value.values), "o", ms=3.5, mfc="white", mec="#222222", mew=0.8)
+                line = [place + dots] * len(value.values)
+                axes.plot(value.values, line, "o", ms=3.5, mfc="white", mec="#222222", mew=0.8)
         if variant.number(frames, mode, INTACT, mean) is None:
             axes.text(
                 0.02,
