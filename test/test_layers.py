@@ -17,10 +17,10 @@ LAYERS = {
     1: "buffers camera images clouds projection novel_views accumulation trajectory odometry increments filter relocalization "
     "replay history fusion metrics messages pairing clock extrinsics parameter_file uncertainty",
     2: "datasets networks losses",
-    3: "checkpoint training training_config training_state weight_average augmentation trunk_weights official validation split samples "
+    3: "checkpoint training training_config training_state machines weight_average augmentation trunk_weights official validation split samples "
     "batches objective localizer runtimes frame_source assembly outputs pipeline bags bag_messages bag_writer "
     "bag_recording evaluation run_log run_outputs "
-    "report retrieval recordings preparation plots plots_evaluation comparison comparison_tables plots_comparison",
+    "report retrieval recordings sample_pieces division preparation plots plots_evaluation comparison comparison_tables plots_comparison",
     4: "commands cli ros",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

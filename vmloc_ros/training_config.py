@@ -53,6 +53,9 @@ class DataConfig(StrictModel):
         default_factory=list, description="Blocks, as in hold_out, that are neither trained nor validated on."
     )
     frame_stride: int = Field(1, ge=1, description="Use every n-th frame.")
+    workers: int = Field(
+        0, ge=0, description="Processes that prepare samples; 0: one per core. The result does not depend on it."
+    )
 
     @field_validator("hold_out", "discard")
     @classmethod

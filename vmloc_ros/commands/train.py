@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
-from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +15,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vmloc_ros import __version__, files
-from vmloc_ros.assembly import labelled_frames
 from vmloc_ros.batches import measure_normalisation
 from vmloc_ros.checkpoint import (
     CONFIG,
@@ -36,10 +32,11 @@ from vmloc_ros.localizer import choose_device, modes_of
 from vmloc_ros.networks.config import Normalisation
 from vmloc_ros.networks.vmloc import VMLoc
 from vmloc_ros.plots import plot_training
+from vmloc_ros.preparation import digest, prepare, store_key
 from vmloc_ros.recordings import open_any
 from vmloc_ros.retrieval import write_retrieval
 from vmloc_ros.runtimes.torch import TorchRuntime
-from vmloc_ros.samples import Labelled, SampleStore, build_store, open_store
+from vmloc_ros.samples import SampleStore
 from vmloc_ros.split import split
 from vmloc_ros.training import Row, Trained, train
 from vmloc_ros.training_config import DataConfig, TrainingConfig, load_training_config
@@ -51,7 +48,14 @@ from vmloc_ros.validation import ModeErrors, validate
 SAMPLES = "samples"
 
 
-def run_train(config_path: Path, data: Path, out: Path, resume: bool = False, samples: Path | None = None) -> Path:
+def run_train(
+    config_path: Path,
+    data: Path,
+    out: Path,
+    resume: bool = False,
+    samples: Path | None = None,
+    allow_missing: bool = False,
+) -> Path:
     """Trains a model and writes its folder; returns the folder.
 
     Args:
@@ -60,6 +64,7 @@ def run_train(config_path: Path, data: Path, out: Path, resume: bool = False, sa
         out: receives model.safetensors, card.yaml, config.yaml, metrics.csv, retrieval.safetensors and training.png.
         resume: go on from the last whole checkpoint in `out`; the result is that of a training never interrupted.
         samples: folder of the prepared samples, which several trainings may share; by default inside `out`.
+        allow_missing: train although more than 1 % of the recordings' files are missing or unusable.
 
     Raises:
         ConfigError, DatasetError, TrainingError, CheckpointError: with the file or key.
@@ -67,15 +72,14 @@ def run_train(config_path: Path, data: Path, out: Path, resume: bool = False, sa
     config = load_training_config(config_path)
     console = Console(stderr=True)
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    recordings = choose_recordings(
-        open_any(config.data.format, data, config.localizer.topics, config.data.options), config.data
-    )
-    store = prepare(config, recordings, samples or out / WORK / SAMPLES, console)
+    topics, base = config.localizer.topics, config.localizer.frames.base
+    recordings = choose_recordings(open_any(config.data.format, data, topics, config.data.options, base), config.data)
+    store = prepare(config, recordings, samples or out / WORK / SAMPLES, console, allow_missing)
     train_samples, validation_samples = split(store, config.data, config.network)
     check_sizes(config, train_samples, validation_samples)
     files.write_yaml(out / CONFIG, config.model_dump(mode="json"))
     normalisation = measure_normalisation(store, train_samples)
-    key = digest(config.model_dump(mode="json"), store_key(config, recordings))
+    key = digest(config.model_dump(mode="json", exclude={"data": {"workers"}}), store_key(config, recordings))
     console.print(f"training on {len(train_samples)} frames, validating on {len(validation_samples)}")
     with _progress(console) as bar:
         task = bar.add_task("training", total=None)
@@ -106,46 +110,6 @@ def choose_recordings(recordings: list[Recording], data: DataConfig) -> list[Rec
     if not chosen:
         raise ConfigError("data: no recording is left to train on")
     return [recording for recording in recordings if recording.name in (*chosen, *data.validation)]
-
-
-def digest(*parts: Any) -> str:
-    """Short hash of anything that is JSON."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def store_key(config: TrainingConfig, recordings: list[Recording]) -> str:
-    """What the prepared samples depend on."""
-    sensors = config.localizer.model_dump(
-        mode="json", include={"frames", "input", "projection", "pairing", "extrinsics"}
-    )
-    about = [(recording.name, recording.event_count()) for recording in recordings]
-    options = config.data.model_dump(mode="json", include={"format", "options", "frame_stride"})
-    return digest(sensors, about, options, config.stored_size())
-
-
-def prepare(config: TrainingConfig, recordings: list[Recording], folder: Path, console: Console) -> SampleStore:
-    """The prepared samples: from the cache where it fits, else from the recordings."""
-    key = store_key(config, recordings)
-    store = open_store(folder, key)
-    if store is not None:
-        console.print(f"using {len(store)} prepared samples in {folder}")
-        return store
-    rows, columns = config.stored_size()
-    with _progress(console) as bar:
-        task = bar.add_task("preparing", total=None)
-        store = build_store(folder, labelled(recordings, config), rows, columns, key, lambda: bar.advance(task))
-    for recording in recordings:
-        for reason, count in recording.skipped.items():
-            console.print(f"{recording.name}: skipped {count} ({reason})")
-    return store
-
-
-def labelled(recordings: list[Recording], config: TrainingConfig) -> Iterator[Labelled]:
-    """All frames of all recordings with their true poses."""
-    for recording in recordings:
-        for index, item in enumerate(labelled_frames(recording, config.localizer)):
-            if index % config.data.frame_stride == 0:
-                yield item.frame, item.T_map_camera, item.recording
 
 
 def check_sizes(

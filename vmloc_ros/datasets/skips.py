@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from vmloc_ros.datasets.parts import WHOLE, Part
+from vmloc_ros.errors import DatasetError
 
 log = logging.getLogger(__name__)
 
 NAMED = 3
 """So many of a reason are named, the others only counted."""
+MAX_BROKEN_SHARE = 0.01
+"""More files that are missing or unusable are not data to learn from or to judge by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +93,38 @@ class Skips:
     def by_reason(self) -> dict[str, int]:
         """`{"<reason> (first: <name>)": count}`."""
         return {f"{reason} (first: {skip.names[0]})": skip.count for reason, skip in self.everything().items()}
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What a recording left out, and how many files (in a bag, messages) it promises."""
+
+    recording: str
+    files: int
+    skips: dict[str, Skip]
+
+
+def refuse_broken(recordings: Iterable[LeftOut], allow: bool) -> None:
+    """Refuses recordings with too many broken files.
+
+    Args:
+        allow: say nothing.
+
+    Raises:
+        DatasetError: over `MAX_BROKEN_SHARE` of all files are missing or unusable; counts them and names the first.
+    """
+    items = list(recordings)
+    broken = sum(skip.count for item in items for skip in item.skips.values() if skip.broken)
+    total = sum(item.files for item in items)
+    if allow or broken <= MAX_BROKEN_SHARE * total:
+        return
+    parts = [
+        f"{item.recording}: {skip.count} {reason} ({', '.join(skip.names)}{', ...' * (skip.count > len(skip.names))})"
+        for item in items
+        for reason, skip in item.skips.items()
+        if skip.broken
+    ]
+    raise DatasetError(
+        f"{broken} of {total} files are missing or unusable ({100.0 * broken / max(total, 1):.1f} %, allowed is "
+        f"{100.0 * MAX_BROKEN_SHARE:g} %): {'; '.join(parts)}; restore them, or go on without them by --allow-missing"
+    )
