@@ -166,7 +166,7 @@ def read_checkpoint(path: Path) -> OfficialCheckpoint:
     if not isinstance(content, Mapping) or not isinstance(content.get(STATE), Mapping):
         raise CheckpointError(f"{path}: holds no {STATE!r}; give a checkpoint that the authors' training.py saved")
     tensors = {str(name).removeprefix("module."): value for name, value in content[STATE].items()}
-    latent = _check(tensors, path)
+    latent = check_tensors(tensors, path)
     criterion = content.get(CRITERION)
     weights = criterion if isinstance(criterion, Mapping) else {}
     epoch = content.get(EPOCH)
@@ -200,7 +200,7 @@ def official_name(name: str) -> str:
     return name
 
 
-def _check(tensors: Mapping[str, Any], path: Path) -> int:
+def check_tensors(tensors: Mapping[str, Any], path: Path) -> int:
     """Every name and shape of their network, exactly; returns the dimensions of the latent space."""
     first = tensors.get(LATENT)
     if not isinstance(first, Tensor) or first.ndim != 2 or first.shape[0] % 8:

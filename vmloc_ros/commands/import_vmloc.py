@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vmloc_ros import __version__
-from vmloc_ros.checkpoint import CARD, WEIGHTS, CameraCard, ModelCard, fill_network, save_model
+from vmloc_ros.checkpoint import CARD, WEIGHTS, CameraCard, ModelCard, save_model
 from vmloc_ros.config import InputConfig, ProjectionConfig
 from vmloc_ros.errors import CheckpointError, ConfigError
 from vmloc_ros.networks.inputs import fit_intrinsics
-from vmloc_ros.networks.vmloc import VMLoc
 from vmloc_ros.official import (
     MILLIMETRES_IN_8_BIT_M,
     SIZE,
@@ -72,7 +71,6 @@ def run_import(
     checkpoint = read_checkpoint(path)
     tensors, normalisation = convert(checkpoint, convention, pose_23, image_23)
     network = official_network(checkpoint.latent, white_m, empty)
-    fill_network(VMLoc(network), tensors, path)
     fitted = fit_intrinsics(convention.camera, SIZE, SIZE)
     card = ModelCard(
         name=name or path.name.partition(".")[0],
