@@ -10,13 +10,23 @@ import numpy as np
 import pytest
 import torch
 from pictures import CAMERA, NORMALISATION, START_NS, build, drive, frame_at, pose_at, tiny_config
+from scipy.spatial.transform import Rotation
 
-from vmloc_ros.batches import BatchMaker, choose_presence, measure_normalisation, reference_rotation, targets, turned
+from vmloc_ros.batches import (
+    BatchMaker,
+    Part,
+    choose_presence,
+    measure_normalisation,
+    reference_rotation,
+    targets,
+    turned,
+)
 from vmloc_ros.config import parse
 from vmloc_ros.errors import ConfigError, TrainingError
 from vmloc_ros.geometry import exp_so3, log_so3, make_pose
 from vmloc_ros.networks.config import NetworkConfig
-from vmloc_ros.networks.inputs import fit_depth, fit_rgb
+from vmloc_ros.networks.inputs import fit_depth, fit_rgb, normalise_depth, normalise_rgb
+from vmloc_ros.novel_views import ViewMover
 from vmloc_ros.samples import DEPTH, Labelled, build_store, open_store
 from vmloc_ros.split import positions_of, split
 from vmloc_ros.training_config import DataConfig
@@ -145,8 +155,6 @@ def test_without_augmentation_a_batch_is_what_the_runtime_sees(tmp_path: Path) -
     config = tiny_config(augmentation=off, objective={"presence": [1.0, 0.0, 0.0]})
     store, normalisation = build(tmp_path / "cache", config)
     batch = BatchMaker(store, config, normalisation).make(np.arange(4), (0,))
-    from vmloc_ros.networks.inputs import normalise_depth, normalise_rgb
-
     assert torch.allclose(
         batch.inputs["rgb"].images_NCHW, normalise_rgb(torch.from_numpy(store.rgb[:4].copy()), normalisation), atol=1e-4
     )
@@ -155,6 +163,34 @@ def test_without_augmentation_a_batch_is_what_the_runtime_sees(tmp_path: Path) -
         normalise_depth(torch.from_numpy(store.depth_m[:4].copy()), normalisation),
         atol=1e-4,
     )
+
+
+def test_a_moved_sample_has_the_pose_that_it_is_shown_from(tmp_path: Path) -> None:
+    """The label alone says how the recorded pixels were moved, in the whole batch and in each process's part."""
+    quiet = dict.fromkeys(("margin", "brightness", "contrast", "colour", "noise", "erase_chance"), 0.0)
+    quiet |= {"depth_noise": 0.0, "depth_dropout": 0.0, "move_chance": 0.7, "move_m": 0.2, "move_deg": 5.0}
+    config = tiny_config(augmentation=quiet, objective={"presence": [1.0, 0.0, 0.0]})
+    store, normalisation = build(tmp_path / "cache", config)
+    batch = BatchMaker(store, config, normalisation).make(np.arange(8), (3,))
+    reference = Rotation.from_quat(normalisation.rotation_reference_xyzw)
+    still = 0
+    for row in range(8):
+        label = np.eye(4)
+        label[:3, :3] = (reference * Rotation.from_rotvec(2.0 * batch.log_quat_B3[row].numpy())).as_matrix()
+        label[:3, 3] = normalisation.position_mean_m + normalisation.position_scale_m * batch.position_B3[row].numpy()
+        move = np.linalg.inv(store.T_map_camera[row]) @ label
+        still += np.allclose(move, np.eye(4), atol=1e-5)
+        shown, seen = ViewMover(store.camera).move(store.rgb[row], store.depth_m[row], move)
+        expected = {"rgb": normalise_rgb(torch.from_numpy(shown[None]), normalisation)}
+        expected["depth"] = normalise_depth(torch.from_numpy(seen[None]), normalisation)
+        for name, images in expected.items():  # a pixel on an edge may fall to either side
+            close = torch.isclose(batch.inputs[name].images_NCHW[row], images[0], atol=0.05)
+            assert close.float().mean() > 0.97
+    assert 0 < still < 8
+    parts = [BatchMaker(store, config, normalisation, Part(i, 2)).make(np.arange(8), (3,)) for i in range(2)]
+    assert torch.equal(torch.cat([part.position_B3 for part in parts]), batch.position_B3)
+    images = torch.cat([part.inputs["rgb"].images_NCHW for part in parts])
+    assert torch.equal(images, batch.inputs["rgb"].images_NCHW)
 
 
 def test_presence_has_the_chances_of_equation_18(tmp_path: Path) -> None:

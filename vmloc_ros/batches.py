@@ -5,6 +5,7 @@ A process may make its part of a batch alone: all random choices are those of th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from vmloc_ros.geometry import Array
 from vmloc_ros.networks.config import Normalisation
 from vmloc_ros.networks.inputs import MIN_DEPTH_M, normalise
 from vmloc_ros.networks.vmloc import Present
+from vmloc_ros.novel_views import View, ViewMover, random_moves
 from vmloc_ros.samples import SampleStore
 from vmloc_ros.training_config import TrainingConfig
 from vmloc_ros.types import Modality
@@ -139,6 +141,7 @@ class BatchMaker:
         self._config = config
         self._normalisation = normalisation
         self._part = part or Part()
+        self._mover = ViewMover(store.camera)
 
     def make(self, samples: NDArray[np.int64], seed: tuple[int, ...]) -> Batch:
         """This process's part of one batch; the same samples and seed give the same batch, in as many parts."""
@@ -148,31 +151,61 @@ class BatchMaker:
         free_x = self._store.camera.width - self._config.network.width
         y = generator.integers(0, free_y + 1, size)
         x = generator.integers(0, free_x + 1, size)
+        moves = self._moves(samples, generator)
+        views = self._views(samples, {row: moves[row] for row in rows if row in moves})
         inputs = {}
         for name, shown in choose_presence(self._store, samples, self._config, generator).items():
             draws = draw(size, generator)
             if shown.any():
                 here = np.flatnonzero(shown[rows.start : rows.stop]) + rows.start
-                images = self._images(name, samples[here], y[here], x[here], draws.of(here))
+                images = self._images(name, samples, here, y, x, draws, views)
                 elsewhere = len(here) < np.count_nonzero(shown)
                 inputs[name] = Present(images, torch.from_numpy(here - rows.start), bool(elsewhere))
         own = slice(rows.start, rows.stop)
         poses, camera = self._store.T_map_camera[samples[own]], self._store.camera
+        for row in views:
+            poses[row - rows.start] @= moves[row]
         if self._config.augmentation.turn_labels:
             poses = turned(poses, x[own] - free_x // 2, y[own] - free_y // 2, camera.fx, camera.fy)
         return Batch(inputs, *targets(poses, self._normalisation), samples[own], rows.start, size)
 
+    def _moves(self, samples: NDArray[np.int64], generator: np.random.Generator) -> dict[int, Array]:
+        """By row: T_camera_moved of the samples that are to be shown from a pose nearby."""
+        augmentation, size = self._config.augmentation, len(samples)
+        if not augmentation.move_chance:
+            return {}
+        chosen = generator.random(size) < augmentation.move_chance
+        moves = random_moves(size, augmentation.move_m, augmentation.move_deg, generator)
+        able = self._store.has_depth[samples] | (augmentation.move_m == 0.0)
+        return {int(row): moves[row] for row in np.flatnonzero(chosen & able)}
+
+    def _views(self, samples: NDArray[np.int64], moves: Mapping[int, Array]) -> dict[int, View]:
+        """By row: colour and depth of the samples as the moved cameras would have seen them."""
+        store = self._store
+        return {
+            row: self._mover.move(store.rgb[samples[row]], store.depth_m[samples[row]], T) for row, T in moves.items()
+        }
+
     def _images(
-        self, name: str, samples: NDArray[np.int64], y: NDArray[np.int64], x: NDArray[np.int64], draws: Draws
+        self,
+        name: str,
+        samples: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        y: NDArray[np.int64],
+        x: NDArray[np.int64],
+        draws: Draws,
+        views: Mapping[int, View],
     ) -> Tensor:
-        """Cut out at (x, y), changed and normalised, (N, C, H, W) with the channels last in memory."""
+        """Some rows, cut out at (x, y), changed and normalised, (N, C, H, W) with the channels last in memory."""
         network, augmentation = self._config.network, self._config.augmentation
         is_rgb = name == Modality.RGB
         source = self._store.rgb if is_rgb else self._store.depth_m
-        crops = np.empty((len(samples), network.height, network.width, *source.shape[3:]), source.dtype)
-        for crop, sample, top, left in zip(crops, samples, y, x, strict=True):
-            crop[:] = source[sample, top : top + network.height, left : left + network.width]
+        crops = np.empty((len(rows), network.height, network.width, *source.shape[3:]), source.dtype)
+        for crop, row in zip(crops, rows.tolist(), strict=True):
+            image = views[row][0 if is_rgb else 1] if row in views else source[samples[row]]
+            crop[:] = image[y[row] : y[row] + network.height, x[row] : x[row] + network.width]
         values = torch.from_numpy(crops).float()
+        draws = draws.of(rows)
         changed = change_rgb(values, augmentation, draws) if is_rgb else change_depth(values, augmentation, draws)
         images = normalise(name, changed, self._normalisation, network)
         erase(images, augmentation, draws)

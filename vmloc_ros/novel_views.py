@@ -17,6 +17,9 @@ from vmloc_ros.types import PinholeIntrinsics
 NEAREST_M = 0.05
 """Points nearer to the moved camera than this are not shown."""
 
+View = tuple[NDArray[np.uint8], NDArray[np.float32]]
+"""Colour (H, W, 3) and depth (H, W) in metres, 0 = no return."""
+
 
 def fill_nearest(depth_m: NDArray[np.float32]) -> NDArray[np.float32]:
     """Depth (H, W) with every pixel that has no return (0) given the depth of the nearest one that has.
@@ -62,10 +65,8 @@ class ViewMover:
             .astype(np.float32)
         )
 
-    def move(
-        self, rgb: NDArray[np.uint8], depth_m: NDArray[np.floating], T_camera_moved: Array
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Colour (H, W, 3) and depth (H, W; 0 = no return) as the moved camera would have seen them.
+    def move(self, rgb: NDArray[np.uint8], depth_m: NDArray[np.floating], T_camera_moved: Array) -> View:
+        """Colour and depth as the moved camera would have seen them.
 
         What it would see beyond the borders of the recorded view is black, and has no return.
         """

@@ -126,6 +126,15 @@ class AugmentationConfig(StrictModel):
     turn_labels: bool = Field(
         True, description="A shifted crop is what a slightly turned camera sees: turn the label with it."
     )
+    move_chance: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Chance that a sample is shown from a pose nearby, its pixels moved by their own depth. For dense "
+        "depth; with move_m 0 the camera is only turned, which needs no depth.",
+    )
+    move_m: float = Field(0.15, ge=0.0, description="Such a pose is up to this far away along each axis.")
+    move_deg: float = Field(8.0, ge=0.0, le=45.0, description="And turned by up to this much about each axis.")
     brightness: float = Field(0.2, ge=0.0, lt=1.0, description="Colour is multiplied by up to 1 +- this.")
     contrast: float = Field(0.2, ge=0.0, lt=1.0, description="Contrast about the image's mean, up to 1 +- this.")
     colour: float = Field(0.05, ge=0.0, lt=1.0, description="Each channel is multiplied by up to 1 +- this.")
