@@ -12,8 +12,9 @@ from pictures import NORMALISATION, TINY, build, card_of, drive, frame_at, pose_
 
 from vmloc_ros.checkpoint import ModelCard
 from vmloc_ros.config import parse
+from vmloc_ros.corruption import corrupted, parse_corruption
 from vmloc_ros.errors import CheckpointError, ConfigError, DatasetError
-from vmloc_ros.evaluation import corrupted, evaluate, frame_config, modes_for, only, parse_corruption
+from vmloc_ros.evaluation import evaluate, frame_config, modes_for, only
 from vmloc_ros.geometry import exp_se3
 from vmloc_ros.networks.config import NetworkConfig
 from vmloc_ros.retrieval import Retrieval, normalised, write_retrieval
@@ -57,7 +58,7 @@ def test_errors_and_nees_per_mode() -> None:
 
 
 def test_a_missing_modality_is_counted_in_the_modes_that_need_it() -> None:
-    report = evaluate(Offset(), drive(40), MODES, {Modality.DEPTH: 2}).report()
+    report = evaluate(Offset(), drive(40), MODES, [{Modality.DEPTH: 2}]).report()
     assert report["modes"]["RGB_DEPTH"]["no_pose"] == {"a sensor of this mode is absent": 40}
     assert report["modes"]["RGB_ONLY"]["errors"]["n"] == 40
 
@@ -84,7 +85,7 @@ def test_retrieval_finds_its_own_images_and_the_nearest(tmp_path: Path) -> None:
     assert report["retrieval"]["errors"]["position_m"]["max"] < 0.5
     assert report["modes"]["RGB_DEPTH"]["beats_retrieval"] == 0.0  # always a metre off
     assert (
-        evaluate(Offset(), drive(40), [Mode.RGB_DEPTH], {Modality.RGB: 2}, retrieval).report()["retrieval"]["errors"]
+        evaluate(Offset(), drive(40), [Mode.RGB_DEPTH], [{Modality.RGB: 2}], retrieval).report()["retrieval"]["errors"]
         is None
     )
 

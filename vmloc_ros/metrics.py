@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binom
 
 from vmloc_ros.errors import TrajectoryError
 from vmloc_ros.geometry import Array, inverse, log_se3, rotation_angle
@@ -44,6 +45,23 @@ def spread(values: ArrayLike) -> dict[str, float]:
         "p95": float(np.percentile(numbers, 95.0)),
         "max": float(numbers.max()),
     }
+
+
+def binomial_band(shares: ArrayLike, count: int, confidence: float = 0.95) -> tuple[Array, Array]:
+    """Lower and upper ends of the central interval in which an empirical share lies with `confidence`.
+
+    Args:
+        shares: true probabilities of an event, in [0, 1].
+        count: of independent trials, at least 1.
+
+    Raises:
+        ValueError: no trial.
+    """
+    if count < 1:
+        raise ValueError("a share needs at least one trial")
+    tail, probabilities = 0.5 * (1.0 - confidence), np.asarray(shares, dtype=float)
+    low, high = (binom.ppf(q, count, probabilities) / count for q in (tail, 1.0 - tail))
+    return np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)
 
 
 def error_summary(estimates: Trajectory, truth: Trajectory) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -390,20 +391,29 @@ def plot_overview(
 
 def draw_depth(axes: Axes, rgb: NDArray[np.uint8], depth_m: NDArray[np.float32]) -> None:
     """Depth returns as coloured dots over the darkened image: near is bright, far is dark blue."""
-    height, width = rgb.shape[:2]
-    rows, columns = np.nonzero(depth_m > 0)
-    axes.imshow(np.asarray(rgb.mean(axis=2) * 0.35, dtype=np.uint8), cmap="gray", vmin=0, vmax=255)
-    if len(rows):
-        values = depth_m[rows, columns]
-        order = np.argsort(-values)  # the nearest are drawn last, on top
-        x = (columns[order] + 0.5) * width / depth_m.shape[1] - 0.5
-        y = (rows[order] + 0.5) * height / depth_m.shape[0] - 0.5
-        far_m = float(np.percentile(values, 97))
-        dots = axes.scatter(x, y, c=values[order], s=2.4, lw=0, cmap="plasma_r", vmin=0.0, vmax=far_m)
+    if (depth_m > 0).any():
+        dots = draw_depth_dots(axes, rgb, depth_m, float(np.percentile(depth_m[depth_m > 0], 97)))
         bar = axes.figure.colorbar(dots, cax=axes.inset_axes((0.62, 0.07, 0.34, 0.03)), orientation="horizontal")
         bar.ax.tick_params(labelsize=7, colors="white", length=2, pad=1)
         bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} m"))
         bar.ax.xaxis.tick_top()
         bar.outline.set_visible(False)
+    else:
+        draw_depth_dots(axes, rgb, depth_m, 1.0)
+
+
+def draw_depth_dots(
+    axes: Axes, rgb: NDArray[np.uint8], depth_m: NDArray[np.float32], far_m: float, size: float = 2.4
+) -> PathCollection:
+    """The dots of `draw_depth` on a scale from 0 to `far_m` metres, and the image under them; returns the dots."""
+    height, width = rgb.shape[:2]
+    rows, columns = np.nonzero(depth_m > 0)
+    axes.imshow(np.asarray(rgb.mean(axis=2) * 0.35, dtype=np.uint8), cmap="gray", vmin=0, vmax=255)
+    values = depth_m[rows, columns]
+    order = np.argsort(-values)  # the nearest are drawn last, on top
+    x = (columns[order] + 0.5) * width / depth_m.shape[1] - 0.5
+    y = (rows[order] + 0.5) * height / depth_m.shape[0] - 0.5
+    dots = axes.scatter(x, y, c=values[order], s=size, lw=0, cmap="plasma_r", vmin=0.0, vmax=far_m)
     axes.set_xlim(-0.5, width - 0.5)
     axes.set_ylim(height - 0.5, -0.5)
+    return dots

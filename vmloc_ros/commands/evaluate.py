@@ -7,22 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vmloc_ros import files
 from vmloc_ros.assembly import labelled_frames
-from vmloc_ros.checkpoint import RETRIEVAL
-from vmloc_ros.config import LocalizerConfig, ModelConfig, TopicNames
+from vmloc_ros.checkpoint import CONFIG, RETRIEVAL
+from vmloc_ros.commands.evaluate_tables import print_evaluation
+from vmloc_ros.config import LocalizerConfig, ModelConfig, TopicNames, read_yaml
+from vmloc_ros.corruption import parse_conditions
 from vmloc_ros.datasets.base import Recording
 from vmloc_ros.errors import ConfigError
-from vmloc_ros.evaluation import Evaluation, evaluate, frame_config, modes_for, parse_corruption
+from vmloc_ros.evaluation import Evaluation, evaluate, frame_config, modes_for
 from vmloc_ros.localizer import load_localizer
 from vmloc_ros.recordings import open_any
 from vmloc_ros.retrieval import Retrieval
 from vmloc_ros.run_log import trajectory_of
 from vmloc_ros.samples import Labelled
 from vmloc_ros.trajectory import write_tum
+
+SENSOR_OPTIONS = ("lidar", "camera")
+"""Options of a reader that say which sensors are looked at: by default those of the training."""
 
 
 def run_evaluate(
@@ -36,100 +40,108 @@ def run_evaluate(
     options: dict[str, Any] | None = None,
     device: str = "auto",
     out: Path | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Evaluates a model on recordings and prints a table; returns the report.
+    """Evaluates a model on recordings and prints tables; returns the report.
 
     Args:
         model: its folder.
         source, format: the recordings, as for `vmloc train`.
         modalities: which sensors are there (`rgb`, `depth`); empty: all that the model has experts for.
-        corrupt: `rgb:1` (masked), `depth:2` (missing), as in the paper's Table 4.
+        corrupt: `rgb:1` (masked), `depth:2` (missing) together, or `all` for the paper's Table 4 in one pass.
         json: where the report is written.
         recordings: names; empty: all.
         options: further arguments of the dataset's reader.
         out: folder that receives `report.json`, trajectories T_map_camera (TUM) of every mode, and figures.
+        seed: of the masks' places.
 
     Raises:
         CheckpointError, ConfigError, DatasetError: with the file or the argument.
     """
     console = Console(stderr=True)
-    levels = parse_corruption(corrupt)
     localizer = load_localizer(model, ModelConfig(path=str(model), device=device))
     if localizer.fallback:
         console.print(localizer.fallback)
-    modes = modes_for(localizer.card, list(modalities) or list(localizer.card.network.modalities))
-    opened = open_any(format, source, TopicNames(), options or {})
-    chosen = [recording for recording in opened if not recordings or recording.name in recordings]
-    unknown = sorted(set(recordings) - {recording.name for recording in opened})
-    if unknown:
-        names = ", ".join(recording.name for recording in opened)
-        raise ConfigError(f"there is no recording {unknown[0]!r} in {source}; there are {names}")
+    used = list(modalities) or list(localizer.card.network.modalities)
+    modes, conditions = modes_for(localizer.card, used), parse_conditions(corrupt, used)
+    chosen = choose(
+        open_any(format, source, TopicNames(), reader_options(model, format, options or {})), source, recordings
+    )
     retrieval = Retrieval(model / RETRIEVAL) if (model / RETRIEVAL).is_file() else None
     localizer.warm_up()
-    with Progress(console=console) as bar:
-        task = bar.add_task("evaluating", total=None)
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("evaluating frame", total=None)
         frames = _frames(chosen, frame_config(localizer.card))
-        result = evaluate(localizer, frames, modes, levels, retrieval, lambda: bar.advance(task))
+        result = evaluate(localizer, frames, modes, conditions, retrieval, seed, lambda: bar.advance(task))
     report = {
         "model": localizer.card.name,
         "sha256": localizer.card.sha256,
         "recordings": [recording.name for recording in chosen],
-        "corrupt": {modality.value: level for modality, level in levels.items()},
+        "seed": seed,
         "skipped": {recording.name: dict(recording.skipped) for recording in chosen if recording.skipped},
         **result.report(),
     }
-    Console().print(_table(result))
+    print_evaluation(report)
     if json is not None:
         files.write_json(json, report)
-        console.print(f"wrote {json}")
+        console.print(f"wrote {json}", soft_wrap=True, highlight=False)
     if out is not None:
-        write_evaluation(out, result, report)
-        console.print(f"wrote {out}: report.json, trajectories, trajectories.png, errors.png")
+        names = write_evaluation(out, result, report)
+        console.print(f"wrote {out}: {', '.join(names)}", soft_wrap=True, highlight=False)
     return report
 
 
-def write_evaluation(out: Path, result: Evaluation, report: dict[str, Any]) -> None:
-    """Writes the report, `truth.tum`, a TUM file per mode and for the retrieval baseline, and the figures."""
-    from vmloc_ros.plots_evaluation import plot_evaluation
+def reader_options(model: Path, format: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The reader's options: those given, and the sensors of the model's training where they are not given.
 
-    answers = {mode.value.lower(): answers for mode, answers in result.modes.items()}
-    if result.retrieval is not None:
-        answers["retrieval"] = result.retrieval
-    truths = {stamp: T for a in answers.values() for stamp, T in zip(a.stamps_ns, a.truths, strict=True)}
-    truth = trajectory_of(truths.items())
-    estimates = {
-        name: trajectory_of(zip(a.stamps_ns, a.estimates, strict=True)) for name, a in answers.items() if a.estimates
-    }
+    7-Scenes is read without its odometry, which is computed image by image and which no frame of it needs.
+    """
+    options: dict[str, Any] = {"odometry": "none"} if format == "sevenscenes" else {}
+    config = model / CONFIG
+    data = read_yaml(config).get("data") if config.is_file() else None
+    if isinstance(data, dict) and data.get("format") == format and isinstance(data.get("options"), dict):
+        options |= {name: data["options"][name] for name in SENSOR_OPTIONS if name in data["options"]}
+    return options | given
+
+
+def choose(opened: Sequence[Recording], source: Path, names: Sequence[str]) -> list[Recording]:
+    """The recordings of these names, all if none is given.
+
+    Raises:
+        ConfigError: there is no such recording.
+    """
+    there = [recording.name for recording in opened]
+    unknown = [name for name in names if name not in there]
+    if unknown:
+        raise ConfigError(f"there is no recording {unknown[0]!r} in {source}; there are {', '.join(there)}")
+    return [recording for recording in opened if not names or recording.name in names]
+
+
+def write_evaluation(out: Path, result: Evaluation, report: dict[str, Any]) -> list[str]:
+    """Writes the report, the trajectories of the first condition and the figures; returns what it wrote.
+
+    Trajectories are `truth.tum`, one file per mode, `retrieval.tum` and `nearest_pose.tum`; of several recordings each
+    has a folder of its own.
+    """
+    from vmloc_ros.plots_evaluation import answered, plot_evaluation
+
     files.write_json(out / "report.json", report)
-    for name, trajectory in {"truth": truth, **estimates}.items():
-        if len(trajectory):
-            write_tum(out / f"{name}.tum", trajectory)
-    if estimates:
-        plot_evaluation(out, truth, estimates)
+    names = dict.fromkeys(frame.recording for frame in result.frames)
+    for recording in names:
+        folder = out / recording.replace("/", "_") if len(names) > 1 else out
+        inside = {k for k, frame in enumerate(result.frames) if frame.recording == recording}
+        truth = [result.frames[k] for k in sorted(inside)]
+        write_tum(folder / "truth.tum", trajectory_of((frame.stamp_ns, frame.T_map_camera) for frame in truth))
+        for name, answers in answered(result).items():
+            poses = zip(answers.frames, answers.stamps_ns, answers.estimates, strict=True)
+            own = trajectory_of((stamp_ns, T) for k, stamp_ns, T in poses if k in inside)
+            if len(own):
+                write_tum(folder / f"{name}.tum", own)
+    return ["report.json", "trajectories", *(path.name for path in plot_evaluation(out, result))]
 
 
 def _frames(recordings: Sequence[Recording], config: LocalizerConfig) -> Iterator[Labelled]:
     for recording in recordings:
         for item in labelled_frames(recording, config):
             yield item.frame, item.T_map_camera, item.recording
-
-
-def _table(result: Evaluation) -> Table:
-    table = Table("", "frames", "mean", "median", "p95", "NEES / 6", "beats retrieval", title="errors of T_map_camera")
-    report = result.report()
-    rows = list(report["modes"].items())
-    if report["retrieval"] is not None:
-        rows.append(("retrieval", report["retrieval"]))
-    for name, entry in rows:
-        error = entry["errors"]
-        if error is None:
-            table.add_row(name, "0", "-", "-", "-", "-", "-")
-            continue
-        cells = [
-            f"{error['position_m'][what]:.3f} m {error['rotation_deg'][what]:.2f} deg"
-            for what in ("mean", "median", "p95")
-        ]
-        nees = f"{entry['nees']['mean'] / 6.0:.2f}" if "nees" in entry else "-"
-        share = entry.get("beats_retrieval")
-        table.add_row(name, str(error["n"]), *cells, nees, "-" if share is None else f"{100 * share:.0f} %")
-    return table
