@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,10 +23,12 @@ from vmloc_ros.networks.inputs import (
     fit_depth,
     fit_intrinsics,
     fit_rgb,
+    normalise,
     normalise_depth,
-    normalise_rgb,
+    normalise_depth_image,
 )
 from vmloc_ros.networks.vmloc import Present, VMLoc
+from vmloc_ros.training_config import load_training_config
 from vmloc_ros.types import PinholeIntrinsics
 
 CONFIG = parse(NetworkConfig, TINY["network"], "test")
@@ -83,19 +88,34 @@ def test_product_of_a_mixed_batch_is_that_of_each_sample(rows: list[tuple]) -> N
         assert 0.0 < whole.variance_BD[index].item() <= 1.0  # the prior never lets it grow
 
 
-def images(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def images(seed: int, count: int, config: NetworkConfig = CONFIG) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    size = (CONFIG.height, CONFIG.width)
+    size = (config.height, config.width)
     rgb = torch.randint(0, 256, (count, *size, 3), generator=generator, dtype=torch.uint8)
     depth = 10.0 * torch.rand(count, *size, generator=generator)
-    return normalise_rgb(rgb, NORMALISATION), normalise_depth(depth, NORMALISATION)
+    return normalise("rgb", rgb, NORMALISATION, config), normalise("depth", depth, NORMALISATION, config)
 
 
-def test_an_absent_modality_equals_one_never_sent() -> None:
+def with_changes(**changes: Any) -> NetworkConfig:
+    return parse(NetworkConfig, {**TINY["network"], **changes}, "test")
+
+
+VARIANTS = [
+    {},
+    {"fusion": "concatenation"},
+    {"depth_encoding": "image", "latent_activation": "tanh", "hidden": 0},
+    {"fusion": "concatenation", "depth_encoding": "image", "attention": False},
+    {"latent_deviation": "published"},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_an_absent_modality_equals_one_never_sent(changes: dict[str, Any]) -> None:
     """In a batch where others have it, and against any picture that might have stood in its place."""
     torch.manual_seed(0)
-    network = VMLoc(CONFIG).eval()
-    rgb, depth = images(1, 3)
+    config = with_changes(**changes)
+    network = VMLoc(config).eval()
+    rgb, depth = images(1, 3, config)
     with torch.inference_mode():
         mixed = network({"rgb": Present(rgb, torch.arange(3)), "depth": Present(depth[:1], torch.tensor([1]))}, 3)
         never = network({"rgb": Present(rgb, torch.arange(3))}, 3)
@@ -151,6 +171,61 @@ def test_shapes_and_initial_variance() -> None:
     assert logvar.exp().mean().item() == pytest.approx(CONFIG.initial_variance, rel=0.5)
 
 
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_every_variant_gives_poses_of_samples(changes: dict[str, Any]) -> None:
+    config = with_changes(**changes)
+    torch.manual_seed(0)
+    network = VMLoc(config).eval()
+    rgb, depth = images(0, 2, config)
+    posterior = network({"rgb": Present(rgb, torch.arange(2)), "depth": Present(depth, torch.arange(2))}, 2)
+    position, log_quat = network.decode(posterior.sample(torch.randn(5, 2, config.latent)))
+    assert posterior.mean_BD.shape == posterior.variance_BD.shape == (2, config.latent)
+    assert position.shape == log_quat.shape == (5, 2, 3)
+    assert torch.allclose(sum(posterior.shares.values(), torch.zeros(2)), torch.ones(2))
+
+
+def test_concatenation_is_a_point_of_two_parts() -> None:
+    config = with_changes(fusion="concatenation")
+    torch.manual_seed(0)
+    network = VMLoc(config).eval()
+    rgb, depth = images(1, 2, config)
+    with torch.inference_mode():
+        posterior = network({"rgb": Present(rgb, torch.arange(2)), "depth": Present(depth[:1], torch.tensor([1]))}, 2)
+        halves = [network.encoders["rgb"](rgb)[0], network.encoders["depth"](depth[:1])[0]]
+    part = config.latent // 2
+    assert torch.equal(posterior.mean_BD[:, :part], halves[0])
+    assert torch.equal(posterior.mean_BD[1, part:], halves[1][0])
+    assert torch.equal(posterior.mean_BD[0, part:], torch.zeros(part))  # absent
+    assert torch.equal(posterior.variance_BD, torch.zeros_like(posterior.mean_BD))
+    assert torch.equal(posterior.sample(torch.randn(3, 2, config.latent)), posterior.mean_BD.expand(3, -1, -1))
+    shares = {name: share.tolist() for name, share in posterior.shares.items()}
+    assert shares == {"rgb": [1.0, 0.5], "depth": [0.0, 0.5], PRIOR: [0.0, 0.0]}
+
+
+def test_one_layer_on_a_squashed_latent() -> None:
+    network = VMLoc(with_changes(latent_activation="tanh", hidden=0, attention=False)).eval()
+    z = 3.0 * torch.randn(4, CONFIG.latent)
+    for branch, output in zip((network.position, network.rotation), network.decode(z), strict=True):
+        (layer,) = branch
+        assert torch.allclose(output, torch.tanh(z) @ layer.weight.T + layer.bias, atol=1e-6)
+
+
+def test_the_papers_network_builds(project_root: Path) -> None:
+    """ResNet-34, 256 pixels, 1024 dimensions, ten samples."""
+    config = load_training_config(project_root / "models" / "vmloc_paper.yaml").network
+    network = VMLoc(config).eval()
+    rgb, depth = images(0, 2, config)
+    assert rgb.shape == depth.shape == (2, 3, 256, 256)
+    with torch.inference_mode():
+        posterior = network({"rgb": Present(rgb, torch.arange(2)), "depth": Present(depth[:1], torch.tensor([0]))}, 2)
+        position, log_quat = network.decode(posterior.sample(torch.randn(10, 2, 1024)))
+    assert posterior.mean_BD.shape == (2, 1024)
+    assert position.shape == log_quat.shape == (10, 2, 3)
+    heads = sum(p.numel() for part in (network.position, network.rotation) for p in part.parameters())
+    trunks_and_fusion = sum(p.numel() for p in network.parameters()) - heads
+    assert 45.0e6 < trunks_and_fusion < 45.4e6  # the authors' network has 45.2 million
+
+
 def test_samples_have_the_posteriors_own_deviation() -> None:
     posterior = product_of_experts({"rgb": expert(2.0, 0.5, [0])}, 1, 1, torch.zeros(1, dtype=torch.float64))
     noise = torch.randn(40000, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -188,6 +263,8 @@ def test_attention_is_equations_16_and_17() -> None:
 def test_configuration_refuses_contradictions() -> None:
     with pytest.raises(ConfigError, match="does not divide"):
         parse(NetworkConfig, {"latent": 30, "attention_divisor": 8}, "test")
+    with pytest.raises(ConfigError, match="cannot share latent 15"):
+        parse(NetworkConfig, {"latent": 15, "attention_divisor": 5, "fusion": "concatenation"}, "test")
     with pytest.raises(ConfigError, match="twice"):
         parse(NetworkConfig, {"modalities": ["rgb", "rgb"]}, "test")
     with pytest.raises(ConfigError, match="did you mean 'latent'"):
@@ -260,3 +337,16 @@ def test_depth_channels(metres: float) -> None:
     assert scaled[0, 0].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert scaled[0, 1].item() == 0.0
     assert valid[0].tolist() == [1.0, 0.0]
+
+
+@settings(max_examples=20)
+@given(st.floats(0.01, 200.0), st.floats(0.2, 100.0), st.sampled_from(["black", "white"]))
+def test_depth_as_a_picture(metres: float, white_m: float, empty: str) -> None:
+    """Three equal channels in [-1, 1], brighter with distance, white from `white_m` on."""
+    config = with_changes(depth_encoding="image", depth_image_white_m=white_m, depth_image_empty=empty)
+    image = normalise_depth_image(torch.tensor([[[metres, 0.0, white_m]]]), NORMALISATION, config)
+    assert image.shape == (1, 3, 1, 3)
+    for channel in image[0]:
+        assert channel[0, 0].item() == pytest.approx(2.0 * min(metres / white_m, 1.0) - 1.0, abs=1e-5)
+        assert channel[0, 1].item() == (1.0 if empty == "white" else -1.0)
+        assert channel[0, 2].item() == pytest.approx(1.0, abs=1e-6)
