@@ -16,7 +16,8 @@ from torch import Tensor
 from vmloc_ros.geometry import Array
 from vmloc_ros.training_config import AugmentationConfig
 
-CONTRAST, BRIGHTNESS, COLOUR, DROPOUT, ERASE, BOX = 0, 1, slice(2, 5), 5, 6, slice(7, 11)
+CONTRAST, BRIGHTNESS, COLOUR = slice(0, 1), slice(1, 2), slice(2, 5)
+DROPOUT, ERASE, BOX = 5, 6, slice(7, 11)
 """What the uniform numbers of a sample are for."""
 
 
@@ -35,10 +36,9 @@ class Draws(NamedTuple):
         """Those of some pictures."""
         return Draws(self.uniform_NU[rows], self.seeds_N[rows])
 
-    def spread(self, which: int | slice, width: float) -> Tensor:
+    def spread(self, which: slice, width: float) -> Tensor:
         """1 +- width, shaped (N, 1, 1, 1 or 3)."""
-        uniform = self.uniform_NU[:, which].reshape(len(self.seeds_N), 1, 1, -1)
-        return torch.from_numpy(1.0 + width * (2.0 * uniform - 1.0)).float()
+        return torch.from_numpy(1.0 + width * (2.0 * self.uniform_NU[:, None, None, which] - 1.0)).float()
 
     def per_pixel(self, shape: tuple[int, ...], normal: bool) -> Tensor:
         """Standard normal, or uniform, numbers (N, *shape) float32."""

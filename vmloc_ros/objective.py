@@ -27,11 +27,17 @@ class Objective(nn.Module):
         self.gamma = nn.Parameter(torch.full((pairs,), config.gamma_0))
         self._config = config
 
-    def forward(self, batch: Batch, importance: bool = True) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch, importance: bool = True, touch_all: bool = False) -> tuple[Tensor, Tensor]:
         """The loss to minimise, and the importance-weighted bound (detached).
 
         Of a part of a batch it is that part's share: the sum over the parts is what the whole batch gives, whose random
         choices (latent noise, dropout) every process draws and takes its own rows of.
+
+        Args:
+            batch: this process's part.
+            importance: whether samples count by importance (eq. 7), or alike (the ELBO).
+            touch_all: give every parameter a gradient (0 to an encoder whose modality the whole batch lacks), because
+                what averages the gradients of several processes waits for all of them.
         """
         config, count = self._config, len(batch.samples)
         experts = self.network.encode(batch.inputs)
@@ -56,7 +62,10 @@ class Objective(nn.Module):
             return geometric_loss(position, log_quat, position_target, log_quat_target, beta, gamma, config.distance)
 
         rule = config.encoder_gradient if importance and sampled else "elbo"
-        return vmloc_loss(mean, variance, noise, loss_of, config.latent_weight if sampled else 0.0, rule, share)
+        weight = config.latent_weight if sampled else 0.0
+        loss, bound = vmloc_loss(mean, variance, noise, loss_of, weight, rule, share)
+        idle = [encoder for name, encoder in self.network.encoders.items() if touch_all and name not in experts]
+        return loss + sum(0.0 * p.sum() for encoder in idle for p in encoder.parameters()), bound
 
     def _rows(
         self, experts: dict[str, Expert], count: int, size: int

@@ -18,16 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vmloc_ros import files
-from vmloc_ros.batches import Batch, BatchMaker
+from vmloc_ros.batches import Batch, BatchMaker, Part
 from vmloc_ros.checkpoint import METRICS, stored
 from vmloc_ros.errors import TrainingError
+from vmloc_ros.machines import failures_in_words, in_first_process, start, total
 from vmloc_ros.networks.config import Normalisation
+from vmloc_ros.networks.synchronised import synchronise
 from vmloc_ros.networks.vmloc import VMLoc
 from vmloc_ros.objective import CASES, Objective
 from vmloc_ros.runtimes.torch import TorchRuntime
 from vmloc_ros.samples import SampleStore
 from vmloc_ros.training_config import OptimizerConfig, TrainingConfig
-from vmloc_ros.training_state import Progress, load_state, save_state
+from vmloc_ros.training_state import Progress, State, load_state, save_state
 from vmloc_ros.trunk_weights import load_trunk_weights
 from vmloc_ros.types import Mode
 from vmloc_ros.validation import ModeErrors, validate
@@ -83,8 +85,11 @@ def epoch_batches(samples: NDArray[np.int64], config: TrainingConfig, epoch: int
 
 
 def made_ahead(maker: BatchMaker, batches: list[NDArray[np.int64]], seed: tuple[int, ...]) -> Iterator[Batch]:
-    """The epoch's batches; each is made by a second thread while the step before it runs."""
-    with ThreadPoolExecutor(1) as pool:
+    """The epoch's batches; each is made by a second thread while the step before it runs.
+
+    That thread uses one core only: more would take them from the step, and wait for each other.
+    """
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         upcoming: Future[Batch] = pool.submit(maker.make, batches[0], (*seed, 0))
         for index in range(len(batches)):
             batch = upcoming.result()
@@ -103,136 +108,201 @@ def train(
     key: str,
     resume: bool = False,
     tell: Callable[[int, Row], None] = lambda step, row: None,
+    fabric: Fabric | None = None,
 ) -> Trained:
     """Trains from scratch, or from the last whole checkpoint.
 
     Args:
         config: everything it depends on, besides the samples.
         train_samples, validation_samples: indices into the store; without the latter the last weights are the best.
-        out: metrics and checkpoints go there, each atomically.
+        out: metrics and checkpoints go there, each atomically; only the first process writes.
         key: of configuration and data; a state of another key is not resumed.
         tell: called after every step with the number of steps done and the epoch's row so far.
+        fabric: as `machines.start` gives it, which is also the default.
+
+    Returns:
+        What it leaves behind; in processes other than the first, no tensors.
 
     Raises:
-        TrainingError: too few samples, or a loss that is not finite (the batch's samples are saved by name).
+        TrainingError: too few samples, or a loss or gradient that is not finite (the batch's samples are saved by
+            name), a full disk, too little memory, or another process's death.
         CheckpointError: nothing to resume, or of another configuration.
+        ConfigError, SetupError: a device or precision that is not there.
     """
     if len(train_samples) < 2:
         raise TrainingError(f"{len(train_samples)} training samples are too few; check data.train and data.hold_out")
-    torch.manual_seed(config.seed)
-    fabric = Fabric(accelerator=config.device, devices=1, precision=config.precision)
-    objective = Objective(VMLoc(config.network).to(memory_format=torch.channels_last), config.objective)  # type: ignore[call-overload]
-    if not resume:
-        load_trunk_weights(objective.network, config.trunk_weights)
-    optimizer = build_optimizer(objective, config.optimizer)
-    average = WeightAverage(objective.network, config.optimizer.ema) if config.optimizer.ema else None
-    judged = average.network if average else objective.network
-    progress, best, rows = Progress(), dict[str, Tensor](), list[Row]()
-    if resume:
-        progress, best = load_state(out, key, objective, optimizer, average.network if average else None)
-        rows = read_rows(out / METRICS, progress.epoch)
-    model, optimizer = fabric.setup(objective, optimizer)
-    judged.to(fabric.device)
-    maker = BatchMaker(store, config, normalisation)
-    for epoch in range(progress.epoch, config.optimizer.epochs):
-        if 0 < config.optimizer.patience <= progress.unimproved:
-            break
-        started = time.monotonic()
-        row = _epoch(fabric, model, optimizer, maker, config, epoch, train_samples, store, out, tell, average)
-        last = epoch + 1 == config.optimizer.epochs
-        if last or (epoch + 1) % config.optimizer.validate_every == 0:
-            errors = _validated(judged, config, normalisation, store, validation_samples)
-            score = overall(errors) if errors else -float(epoch)
-            row |= _validation_row(errors, score)
-            if progress.best_score is None or score <= progress.best_score:
-                progress.best_score, progress.best_epoch, progress.unimproved = score, epoch + 1, 0
-                best = {name: tensor.detach().cpu().clone() for name, tensor in judged.state_dict().items()}
-            else:
-                progress.unimproved += 1
-        progress.epoch = epoch + 1
-        progress.seconds += time.monotonic() - started
-        rows.append(row)
-        write_rows(out / METRICS, rows)
-        if "score" in row or last:
-            save_state(out, key, objective, optimizer, best, progress, average.network if average else None)
-    return Trained({name: stored(tensor, config.storage) for name, tensor in best.items()}, progress, rows)
+    with failures_in_words(out):
+        fabric = fabric or start(config)
+        loop = _Loop(config, store, train_samples, normalisation, out, fabric, resume)
+        if resume:
+            loop.restore(key)
+        return loop.run(validation_samples, key, tell)
 
 
-def _epoch(
-    fabric: Fabric,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    maker: BatchMaker,
-    config: TrainingConfig,
-    epoch: int,
-    samples: NDArray[np.int64],
-    store: SampleStore,
-    out: Path,
-    tell: Callable[[int, Row], None],
-    average: WeightAverage | None,
-) -> Row:
-    """One pass over the samples; returns its metrics."""
-    torch.manual_seed(int(np.random.default_rng((config.seed, epoch, 1)).integers(2**62)))  # dropout, latent noise
-    batches = epoch_batches(samples, config, epoch)
-    steps = len(batches) * config.optimizer.epochs
-    losses, bounds, waited, started = list[float](), list[float](), 0.0, time.monotonic()
-    model.train()
-    asked = time.monotonic()
-    row: Row = {"epoch": epoch + 1}
-    for index, batch in enumerate(made_ahead(maker, batches, (config.seed, epoch, 2))):
-        waited += time.monotonic() - asked
-        step = epoch * len(batches) + index
-        rate = learning_rate(step, steps, config.optimizer)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss, bound = model(batch.to(fabric.device), step >= config.objective.importance_after * steps)
-        if not math.isfinite(loss.item()):
-            _refuse(batch, store, out, epoch)
-        optimizer.zero_grad()
-        fabric.backward(loss)
-        fabric.clip_gradients(model, optimizer, max_norm=config.optimizer.clip_norm, error_if_nonfinite=False)
-        optimizer.step()
-        if average is not None:
-            average.update(step)
-        losses.append(loss.item())
-        bounds.append(bound.item())
-        row |= {"learning_rate": rate, "loss": float(np.mean(losses)), "bound": float(np.mean(bounds))}
-        tell(step + 1, row)
+class _Loop:
+    """A training under way, in one process."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        store: SampleStore,
+        samples: NDArray[np.int64],
+        normalisation: Normalisation,
+        out: Path,
+        fabric: Fabric,
+        resume: bool,
+    ) -> None:
+        self._config, self._store, self._samples, self._out = config, store, samples, out
+        self._normalisation, self._fabric = normalisation, fabric
+        self._maker = BatchMaker(store, config, normalisation, Part(fabric.global_rank, fabric.world_size))
+        if len(epoch_batches(samples, config, 0)[-1]) < fabric.world_size:
+            raise TrainingError(
+                f"batches of {config.optimizer.batch_size} cannot be shared by {fabric.world_size} processes: raise "
+                "optimizer.batch_size"
+            )
+        torch.manual_seed(config.seed)
+        objective = Objective(VMLoc(config.network).to(memory_format=torch.channels_last), config.objective)  # type: ignore[call-overload]
+        if not resume:  # the first process's weights become everyone's
+            in_first_process(fabric, lambda: load_trunk_weights(objective.network, config.trunk_weights))
+        if fabric.world_size > 1:
+            synchronise(objective)
+        averaged = config.optimizer.ema and fabric.is_global_zero
+        self._average = WeightAverage(objective.network, config.optimizer.ema) if averaged else None
+        self._objective = objective
+        self._model, self._optimizer = fabric.setup(objective, build_optimizer(objective, config.optimizer))
+        self._judged = self._average.network.to(fabric.device) if self._average else objective.network
+        self._progress, self._best, self._rows = Progress(), dict[str, Tensor](), list[Row]()
+
+    def restore(self, key: str) -> None:
+        """Goes back to the last whole checkpoint. Raises CheckpointError as `load_state`."""
+        average = self._average.network if self._average else None
+        state = load_state(self._out, key, self._objective, self._optimizer, average)
+        self._progress, self._best = state.progress, state.best
+        self._fabric.strategy.precision.load_state_dict(state.precision)
+        self._rows = read_rows(self._out / METRICS, self._progress.epoch)
+
+    def run(self, validation: NDArray[np.int64], key: str, tell: Callable[[int, Row], None]) -> Trained:
+        """The epochs that are left; the first process judges and writes after every one of them."""
+        config, progress, fabric = self._config.optimizer, self._progress, self._fabric
+        while progress.epoch < config.epochs and not self._has_converged():
+            started = time.monotonic()
+            row = self._epoch(progress.epoch, tell)
+            progress.epoch += 1
+            if fabric.is_global_zero:
+                judge = progress.epoch == config.epochs or progress.epoch % config.validate_every == 0
+                if judge:
+                    row |= self._judge(validation)
+                progress.seconds += time.monotonic() - started
+                self._rows.append(row)
+                write_rows(self._out / METRICS, self._rows)
+                if judge:
+                    self._save(key)
+        tensors = {name: stored(tensor, self._config.storage) for name, tensor in self._best.items()}
+        return Trained(tensors, progress, self._rows)
+
+    def _has_converged(self) -> bool:
+        """Whether validations have not improved for too long; the first process knows, and the others learn it here."""
+        enough = 0 < self._config.optimizer.patience <= self._progress.unimproved
+        vote = torch.tensor([float(enough and self._fabric.is_global_zero)], device=self._fabric.device)
+        return total(self._fabric, vote)[0] > 0.0
+
+    def _epoch(self, epoch: int, tell: Callable[[int, Row], None]) -> Row:
+        """One pass over the samples; returns its metrics."""
+        config = self._config
+        torch.manual_seed(int(np.random.default_rng((config.seed, epoch, 1)).integers(2**62)))  # dropout, latent noise
+        batches = epoch_batches(self._samples, config, epoch)
+        steps = len(batches) * config.optimizer.epochs
+        losses, bounds, waited, started = list[float](), list[float](), 0.0, time.monotonic()
+        self._model.train()
         asked = time.monotonic()
-    seconds = time.monotonic() - started
-    weights: Row = {}
-    for name, values in model.named_parameters():
-        kind = name.rpartition(".")[2]
-        if kind in ("beta", "gamma"):
+        row: Row = {"epoch": epoch + 1}
+        for index, batch in enumerate(made_ahead(self._maker, batches, (config.seed, epoch, 2))):
+            waited += time.monotonic() - asked
+            step = epoch * len(batches) + index
+            rate = learning_rate(step, steps, config.optimizer)
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            loss, bound, problem = self._step(batch, step >= config.objective.importance_after * steps)
+            if problem:
+                self._refuse(batches[index], problem, epoch)
+            if self._average is not None:
+                self._average.update(step)
+            losses.append(loss)
+            bounds.append(bound)
+            row |= {"learning_rate": rate, "loss": float(np.mean(losses)), "bound": float(np.mean(bounds))}
+            tell(step + 1, row)
+            asked = time.monotonic()
+        seconds = time.monotonic() - started
+        speed: Row = {"samples_per_s": len(self._samples) / seconds, "data_wait_share": waited / seconds}
+        return row | self._scales() | speed
+
+    def _step(self, batch: Batch, importance: bool) -> tuple[float, float, str]:
+        """One step; returns the whole batch's loss and bound, and what was not finite: then no weight has changed."""
+        fabric, optimizer = self._fabric, self._optimizer
+        own_loss, own_bound = self._model(batch.to(fabric.device), importance, fabric.world_size > 1)
+        loss, bound = total(fabric, torch.stack([own_loss, own_bound]))
+        if not math.isfinite(loss):
+            return loss, bound, "loss"
+        optimizer.zero_grad()
+        fabric.backward(own_loss * fabric.world_size)  # the processes' gradients are averaged, and these add up
+        for name, encoder in self._objective.network.encoders.items():
+            if name not in batch.inputs:
+                encoder.zero_grad()  # zeros are not the same as none: no moment or weight decays without a sample
+        norm = fabric.clip_gradients(
+            self._model, optimizer, max_norm=self._config.optimizer.clip_norm, error_if_nonfinite=False
+        )
+        scaled = self._config.precision == "16-mixed"  # its scaler leaves out a step that overflows, and scales less
+        if not scaled and norm is not None and not math.isfinite(norm.item()):
+            return loss, bound, "gradient"
+        optimizer.step()
+        return loss, bound, ""
+
+    def _scales(self) -> Row:
+        """The learned beta and gamma."""
+        row: Row = {}
+        for name in ("beta", "gamma"):
+            values = getattr(self._objective, name).detach().tolist()
             suffixes = [f"_{case.value}" for case in CASES] if len(values) > 1 else [""]
-            weights |= {kind + suffix: float(v) for suffix, v in zip(suffixes, values.detach(), strict=True)}
-    return row | weights | {"samples_per_s": len(samples) / seconds, "data_wait_share": waited / seconds}
+            row |= {name + suffix: value for suffix, value in zip(suffixes, values, strict=True)}
+        return row
 
+    def _refuse(self, samples: NDArray[np.int64], what: str, epoch: int) -> None:
+        """Saves the names of a batch whose loss or gradient is not finite, and stops."""
+        names = [self._store.name(int(index)) for index in samples]
+        if self._fabric.is_global_zero:
+            files.write_text(self._out / BAD_BATCH, "\n".join(names) + "\n")
+        raise TrainingError(
+            f"the {what} is not finite in epoch {epoch + 1}; the batch's {len(names)} samples ({names[0]}, ...) are "
+            f"named in {self._out / BAD_BATCH}; the last checkpoint is kept: lower optimizer.peak_learning_rate or "
+            "remove bad samples"
+        )
 
-def _refuse(batch: Batch, store: SampleStore, out: Path, epoch: int) -> None:
-    """Saves the names of a batch whose loss is not finite, and stops."""
-    names = [store.name(int(index)) for index in batch.samples]
-    files.write_text(out / BAD_BATCH, "\n".join(names) + "\n")
-    raise TrainingError(
-        f"the loss is not finite in epoch {epoch + 1}; the batch's {len(names)} samples ({names[0]}, ...) are named in "
-        f"{out / BAD_BATCH}; the last checkpoint is kept: lower optimizer.peak_learning_rate or remove bad samples"
-    )
+    def _judge(self, validation: NDArray[np.int64]) -> Row:
+        """Validates, and keeps the weights if they are the best so far. Returns the validation's metrics."""
+        errors = self._validated(validation)
+        progress = self._progress
+        score = overall(errors) if errors else -float(progress.epoch)
+        if progress.best_score is None or score <= progress.best_score:
+            progress.best_score, progress.best_epoch, progress.unimproved = score, progress.epoch, 0
+            self._best = {name: tensor.detach().cpu().clone() for name, tensor in self._judged.state_dict().items()}
+        else:
+            progress.unimproved += 1
+        return _validation_row(errors, score)
 
+    def _validated(self, samples: NDArray[np.int64]) -> dict[Mode, ModeErrors]:
+        """Validation errors; nothing where there is no validation data."""
+        if not len(samples):
+            return {}
+        device = str(next(self._judged.parameters()).device)
+        latent = self._config.calibration.latent_samples
+        runtime = TorchRuntime(self._judged, self._normalisation, latent, device)
+        return validate(runtime, self._config.network, self._store, samples)
 
-def stored_runtime(network: VMLoc, config: TrainingConfig, normalisation: Normalisation, device: str) -> TorchRuntime:
-    """A runtime for a network."""
-    return TorchRuntime(network, normalisation, config.calibration.latent_samples, device)
-
-
-def _validated(
-    network: VMLoc, config: TrainingConfig, normalisation: Normalisation, store: SampleStore, samples: NDArray[np.int64]
-) -> dict[Mode, ModeErrors]:
-    """Validation errors of a network in training; nothing where there is no validation data."""
-    if not len(samples):
-        return {}
-    device = str(next(network.parameters()).device)
-    errors = validate(stored_runtime(network, config, normalisation, device), config.network, store, samples)
-    return errors
+    def _save(self, key: str) -> None:
+        """The checkpoint to resume from."""
+        average = self._average.network if self._average else None
+        state = State(self._progress, self._best, self._fabric.strategy.precision.state_dict())
+        save_state(self._out, key, self._objective, self._optimizer, state, average)
 
 
 def overall(errors: dict[Mode, ModeErrors]) -> float:

@@ -39,32 +39,46 @@ class Progress:
     unimproved: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class State:
+    """What belongs to a training besides the model, its average and the optimizer.
+
+    Attributes:
+        progress: how far it is.
+        best: the best weights so far.
+        precision: what mixed precision remembers (the scale of the loss in 16-mixed), as Fabric gives it.
+    """
+
+    progress: Progress
+    best: Mapping[str, Tensor]
+    precision: Mapping[str, float]
+
+
 def save_state(
     folder: Path,
     key: str,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    best: Mapping[str, Tensor],
-    progress: Progress,
+    state: State,
     average: nn.Module | None = None,
 ) -> None:
-    """Writes model, optimizer, best weights so far, progress and the weights' average, atomically."""
+    """Writes model, optimizer, the weights' average and the rest of the state, atomically."""
     tensors = {f"model/{name}": tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    tensors |= {f"best/{name}": tensor.detach().cpu().contiguous() for name, tensor in best.items()}
+    tensors |= {f"best/{name}": tensor.detach().cpu().contiguous() for name, tensor in state.best.items()}
     if average is not None:
         tensors |= {f"average/{name}": tensor.cpu().contiguous() for name, tensor in average.state_dict().items()}
     for index, entries in optimizer.state_dict()["state"].items():
         tensors |= {
             f"optimizer/{index}/{name}": torch.as_tensor(value).cpu().contiguous() for name, value in entries.items()
         }
-    about = {"key": key, "progress": json.dumps(vars(progress))}
+    about = {"key": key, "progress": json.dumps(vars(state.progress)), "precision": json.dumps(dict(state.precision))}
     files.write_bytes(folder / STATE, save_safetensors(tensors, metadata=about))
 
 
 def load_state(
     folder: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
-) -> tuple[Progress, dict[str, Tensor]]:
-    """Restores model, optimizer and the weights' average in place; returns the progress and the best weights so far.
+) -> State:
+    """Restores model, optimizer and the weights' average in place; returns the rest of the state.
 
     Raises:
         CheckpointError: no state, a broken one, or one of another configuration or other data.
@@ -93,4 +107,4 @@ def load_state(
         fill_network(average, parts["average"], path)
     whole = optimizer.state_dict()
     optimizer.load_state_dict({"state": moments, "param_groups": whole["param_groups"]})
-    return Progress(**json.loads(about["progress"])), parts["best"]
+    return State(Progress(**json.loads(about["progress"])), parts["best"], json.loads(about.get("precision", "{}")))
