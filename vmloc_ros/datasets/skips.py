@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vmloc_ros.datasets.parts import WHOLE, Part
@@ -104,7 +104,18 @@ class LeftOut:
     skips: dict[str, Skip]
 
 
-def refuse_broken(recordings: Iterable[LeftOut], allow: bool) -> None:
+def too_broken(recordings: Sequence[LeftOut]) -> bool:
+    """Whether more than `MAX_BROKEN_SHARE` of all files are missing or unusable."""
+    broken, total = _broken_and_all(recordings)
+    return broken > MAX_BROKEN_SHARE * total
+
+
+def _broken_and_all(recordings: Sequence[LeftOut]) -> tuple[int, int]:
+    broken = sum(skip.count for item in recordings for skip in item.skips.values() if skip.broken)
+    return broken, sum(item.files for item in recordings)
+
+
+def refuse_broken(recordings: Sequence[LeftOut], allow: bool) -> None:
     """Refuses recordings with too many broken files.
 
     Args:
@@ -113,14 +124,12 @@ def refuse_broken(recordings: Iterable[LeftOut], allow: bool) -> None:
     Raises:
         DatasetError: over `MAX_BROKEN_SHARE` of all files are missing or unusable; counts them and names the first.
     """
-    items = list(recordings)
-    broken = sum(skip.count for item in items for skip in item.skips.values() if skip.broken)
-    total = sum(item.files for item in items)
-    if allow or broken <= MAX_BROKEN_SHARE * total:
+    if allow or not too_broken(recordings):
         return
+    broken, total = _broken_and_all(recordings)
     parts = [
         f"{item.recording}: {skip.count} {reason} ({', '.join(skip.names)}{', ...' * (skip.count > len(skip.names))})"
-        for item in items
+        for item in recordings
         for reason, skip in item.skips.items()
         if skip.broken
     ]
