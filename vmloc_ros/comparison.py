@@ -16,28 +16,18 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vmloc_ros.config import StrictModel, parse, read_yaml
+from vmloc_ros.corruption import MISSING, TABLE_4, Levels, condition_name, corrupted
 from vmloc_ros.errors import ConfigError
-from vmloc_ros.evaluation import Answers, corrupted, only
+from vmloc_ros.evaluation import SENSORS, Answers, only
 from vmloc_ros.localizer import Localizer, modes_of
 from vmloc_ros.retrieval import Retrieval
 from vmloc_ros.samples import Labelled, SampleStore
 from vmloc_ros.training_config import TrainingConfig
-from vmloc_ros.types import Frame, FrameKey, Modality, Mode, NoPose
+from vmloc_ros.types import Frame, FrameKey, Mode
 
-INTACT = "none"
-CORRUPTIONS: dict[str, dict[Modality, int]] = {
-    INTACT: {},
-    "rgb:1": {Modality.RGB: 1},
-    "rgb:2": {Modality.RGB: 2},
-    "depth:1": {Modality.DEPTH: 1},
-    "depth:2": {Modality.DEPTH: 2},
-}
-"""The rows of the paper's Table 4: masked (1) and missing (2)."""
-SENSORS = {
-    Mode.RGB_DEPTH: {Modality.RGB, Modality.DEPTH},
-    Mode.RGB_ONLY: {Modality.RGB},
-    Mode.DEPTH_ONLY: {Modality.DEPTH},
-}
+CORRUPTIONS: dict[str, Levels] = {condition_name(levels): levels for levels in TABLE_4}
+"""The rows of the paper's Table 4, by name: masked (1) and missing (2)."""
+INTACT = condition_name({})
 RETRIEVAL_NAME = "retrieval"
 NUMBERS: dict[str, tuple[str, ...]] = {
     "mean_m": ("errors", "position_m", "mean"),
@@ -129,8 +119,9 @@ def load_plan(path: Path, names: Sequence[str] = ()) -> list[Run]:
 
 
 def same_training(one: TrainingConfig, other: TrainingConfig) -> bool:
-    """Whether two configurations mean the same training; on how many threads it runs does not count."""
-    return one == other.model_copy(update={"threads": one.threads})
+    """Whether two configurations mean the same training; on how many threads and processes it runs does not count."""
+    data = other.data.model_copy(update={"workers": one.data.workers})
+    return one == other.model_copy(update={"threads": one.threads, "data": data})
 
 
 # ------------------------------------------------------------------------------------------------------------ measure
@@ -164,7 +155,7 @@ def cases(modes: Iterable[Mode]) -> list[tuple[Mode, str]]:
         (mode, name)
         for mode in modes
         for name, levels in CORRUPTIONS.items()
-        if set(levels) <= SENSORS[mode] and {m for m in SENSORS[mode] if levels.get(m, 0) < 2}
+        if set(levels) <= set(SENSORS[mode]) and any(levels.get(sensor, 0) < MISSING for sensor in SENSORS[mode])
     ]
 
 
@@ -177,7 +168,7 @@ def judge(localizer: Localizer, frames: Iterable[Labelled], advance: Callable[[]
     modes = modes_of(localizer.card)
     answers: dict[Mode, dict[str, Answers]] = {mode: {} for mode in modes}
     latencies_ms: list[float] = []
-    for frame, T_map_camera, _ in frames:
+    for index, (frame, T_map_camera, _) in enumerate(frames):
         advance()
         for mode, name in cases(modes):
             shown = only(frame, mode)
@@ -188,14 +179,7 @@ def judge(localizer: Localizer, frames: Iterable[Labelled], advance: Callable[[]
             estimate = localizer.localize(seen)
             if mode is modes[0] and name == INTACT:
                 latencies_ms.append(1e3 * (time.perf_counter() - started))
-            answer = answers[mode].setdefault(name, Answers())
-            if isinstance(estimate, NoPose):
-                answer.no_pose[estimate.reason] += 1
-                continue
-            answer.estimates.append(estimate.T_map_camera)
-            answer.truths.append(T_map_camera)
-            answer.covariances.append(estimate.cov_66)
-            answer.stamps_ns.append(frame.stamp_ns)
+            answers[mode].setdefault(name, Answers()).add(index, frame.stamp_ns, T_map_camera, estimate)
     return Judged({mode: by for mode, by in answers.items() if by}, latencies_ms)
 
 
@@ -203,7 +187,7 @@ def judge_retrieval(retrieval: Retrieval, frames: Iterable[Labelled]) -> Judged:
     """The same for the nearest training image: it has a camera alone, and no covariance."""
     answers: dict[str, Answers] = {}
     latencies_ms: list[float] = []
-    for frame, T_map_camera, _ in frames:
+    for index, (frame, T_map_camera, _) in enumerate(frames):
         for mode, name in cases([Mode.RGB_ONLY]):
             shown = only(frame, mode)
             if shown is None:
@@ -214,10 +198,7 @@ def judge_retrieval(retrieval: Retrieval, frames: Iterable[Labelled]) -> Judged:
             T_nearest = retrieval.nearest(seen.rgb)
             if name == INTACT:
                 latencies_ms.append(1e3 * (time.perf_counter() - started))
-            answer = answers.setdefault(name, Answers())
-            answer.estimates.append(T_nearest)
-            answer.truths.append(T_map_camera)
-            answer.stamps_ns.append(frame.stamp_ns)
+            answers.setdefault(name, Answers()).add(index, frame.stamp_ns, T_map_camera, T_nearest)
     return Judged({Mode.RGB_ONLY: answers} if answers else {}, latencies_ms)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from vmloc_ros import __version__, files
 from vmloc_ros.checkpoint import RETRIEVAL, ModelCard, load_card, load_model
 from vmloc_ros.commands.compare_training import is_finished, plan_job, train_all
-from vmloc_ros.commands.train import choose_recordings, prepare, store_key
+from vmloc_ros.commands.train import choose_recordings
 from vmloc_ros.comparison import (
     RETRIEVAL_NAME,
     Judged,
@@ -38,6 +38,7 @@ from vmloc_ros.config import ModelConfig, parse
 from vmloc_ros.errors import ConfigError, VmlocError
 from vmloc_ros.evaluation import frame_config
 from vmloc_ros.localizer import load_localizer
+from vmloc_ros.preparation import prepare, store_key
 from vmloc_ros.recordings import open_any
 from vmloc_ros.retrieval import Retrieval
 from vmloc_ros.samples import SampleStore
@@ -77,21 +78,24 @@ class Entry:
 class SampleFolders:
     """Prepared samples, made once for all models that see the world alike."""
 
-    def __init__(self, data: Path, out: Path, console: Console) -> None:
+    def __init__(self, data: Path, out: Path, console: Console, allow_missing: bool = False) -> None:
         self._data = data
         self._out = out
         self._console = console
+        self._allow_missing = allow_missing
         self._known: dict[str, Prepared] = {}
 
     def of(self, config: TrainingConfig) -> Prepared:
         """The samples of a configuration. Raises as `vmloc train` does."""
         about = config.model_dump_json(include={"localizer", "data"}) + str(config.stored_size())
         if about not in self._known:
-            opened = open_any(config.data.format, self._data, config.localizer.topics, config.data.options)
+            topics, base = config.localizer.topics, config.localizer.frames.base
+            opened = open_any(config.data.format, self._data, topics, config.data.options, base)
             recordings = choose_recordings(opened, config.data)
             key = store_key(config, recordings)
             folder = self._out / key
-            self._known[about] = Prepared(key, folder, prepare(config, recordings, folder, self._console))
+            store = prepare(config, recordings, folder, self._console, self._allow_missing)
+            self._known[about] = Prepared(key, folder, store)
         return self._known[about]
 
 
@@ -105,6 +109,7 @@ def run_compare(
     format: str | None = None,
     recordings: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
+    allow_missing: bool = False,
 ) -> dict[str, Any]:
     """Trains what is not trained yet, judges all on the same frames, writes and prints the tables; returns the report.
 
@@ -117,6 +122,7 @@ def run_compare(
         json: a further copy of the report.
         format, recordings, options: for models: the layout of `data`, which recordings to judge on (empty: all), and
             further arguments of the reader.
+        allow_missing: go on although more than 1 % of the recordings' files are missing or unusable.
 
     Returns:
         The report; `failed` names the runs that have no result.
@@ -125,14 +131,14 @@ def run_compare(
         ConfigError: a plan or argument that cannot be; DatasetError, TrainingError: samples cannot be prepared.
     """
     console = Console(stderr=True)
-    folders = SampleFolders(data, out / SAMPLES, console)
+    folders = SampleFolders(data, out / SAMPLES, console, allow_missing)
     if len(targets) == 1 and targets[0].is_file():
         if format is not None or recordings or options:
             raise ConfigError("a plan says itself what it is judged on; --format, --recording, --frames are for models")
         runs = load_plan(targets[0], only)
         samples = folders.of(runs[0].config)
         sets = frame_sets(runs[0].config, samples.store)
-        entries = train_plan(runs, data, out, folders, jobs, console)
+        entries = train_plan(runs, data, out, folders, jobs, console, allow_missing)
     else:
         if format is None or only:
             raise ConfigError("models need --format, and know no --only; or give one plan (a YAML file)")
@@ -144,7 +150,8 @@ def run_compare(
     write_comparison(out, report, by_variant(results), {name: len(indices) for name, indices in sets.items()})
     if json is not None:
         files.write_json(json, report)
-    console.print(f"wrote {out / JSON}, {MARKDOWN}, {FIGURE}", soft_wrap=True)
+    written = [name for name in (JSON, MARKDOWN, FIGURE) if (out / name).is_file()]
+    console.print(f"wrote {', '.join(written)} in {out}", soft_wrap=True)
     return report
 
 
@@ -164,7 +171,13 @@ def frame_sets(config: TrainingConfig, store: SampleStore) -> FrameSets:
 
 
 def train_plan(
-    runs: Sequence[Run], data: Path, out: Path, folders: SampleFolders, jobs: int, console: Console
+    runs: Sequence[Run],
+    data: Path,
+    out: Path,
+    folders: SampleFolders,
+    jobs: int,
+    console: Console,
+    allow_missing: bool = False,
 ) -> list[Entry]:
     """Trains what is not finished; every run becomes an entry, those that failed with their reason."""
     todo = []
@@ -174,7 +187,7 @@ def train_plan(
             console.print(f"{run.name} is trained already")
         else:
             todo.append(plan_job(run, prepared.key, prepared.folder, out / run.name, jobs))
-    failures = train_all(todo, data, out, jobs, console)
+    failures = train_all(todo, data, out, jobs, console, ["--allow-missing"] if allow_missing else [])
     return [Entry(run.variant, run.seed, out / run.name, run.config, failures.get(run.name, "")) for run in runs]
 
 
@@ -294,19 +307,20 @@ def report_of(
 
 
 def write_comparison(out: Path, report: Mapping[str, Any], variants: Sequence[Variant], counts: dict[str, int]) -> None:
-    """Writes comparison.json, comparison.md and comparison.png, and prints the tables."""
-    from vmloc_ros.plots_comparison import plot_comparison
-
+    """Writes comparison.json, comparison.md and, where any run has finished, comparison.png; prints the tables."""
     tables = all_tables(variants, counts)
     files.write_json(out / JSON, report)
     files.write_text(out / MARKDOWN, markdown(tables))
-    if any(variant.finished for variant in variants):
-        plot_comparison(out / FIGURE, variants, next(iter(counts)))
+    (out / FIGURE).unlink(missing_ok=True)  # of an earlier comparison
     console = Console()
     if not console.is_terminal:
         console = Console(width=PIPED_WIDTH)
     for table in tables:
         console.print(_rich(table))
+    if any(variant.finished for variant in variants):
+        from vmloc_ros.plots_comparison import plot_comparison
+
+        plot_comparison(out / FIGURE, variants, next(iter(counts)))
 
 
 def _rich(table: Table) -> RichTable:

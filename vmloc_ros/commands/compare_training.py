@@ -101,14 +101,24 @@ def plan_job(run: Run, samples: str, prepared: Path, folder: Path, jobs: int) ->
     return Job(run, samples, prepared, mark.config.threads if mark is not None and resume else threads, resume)
 
 
-def start(job: Job, data: Path, out: Path, children: Processes) -> Child:
+def start(job: Job, data: Path, out: Path, children: Processes, options: Sequence[str]) -> Child:
     """Starts the process of a training: `vmloc train` on a configuration of its own."""
     name = job.run.name
     folder, config = out / name, out / CONFIGS / f"{name}.yaml"
     values: dict[str, Any] = job.run.config.model_copy(update={"threads": job.threads}).model_dump(mode="json")
     files.write_yaml(config, values)
     write_mark(folder, job, finished=False)
-    arguments = ["train", str(config), "--data", str(data), "--out", str(folder), "--samples", str(job.prepared)]
+    arguments = [
+        "train",
+        str(config),
+        "--data",
+        str(data),
+        "--out",
+        str(folder),
+        "--samples",
+        str(job.prepared),
+        *options,
+    ]
     return children.start(name, [*arguments, "--resume"] if job.resume else arguments)
 
 
@@ -124,8 +134,13 @@ def reason_of(child: Child, status: int) -> str:
     return f"exit status {status}: {last}; see {LOGS}/{child.log.name}"
 
 
-def train_all(todo: Sequence[Job], data: Path, out: Path, jobs: int, console: Console) -> dict[str, str]:
+def train_all(
+    todo: Sequence[Job], data: Path, out: Path, jobs: int, console: Console, options: Sequence[str] = ()
+) -> dict[str, str]:
     """Trains, `jobs` at a time, each in a process of its own; says when one starts and ends, and the time left.
+
+    Args:
+        options: further ones of `vmloc train`.
 
     Returns:
         By name of the run, why it failed; empty where all went well. Leaving early ends the processes; what they have
@@ -140,7 +155,7 @@ def train_all(todo: Sequence[Job], data: Path, out: Path, jobs: int, console: Co
         while waiting or running:
             while waiting and len(running) < jobs:
                 job = waiting.popleft()
-                running[job.run.name] = job, start(job, data, out, children), time.monotonic()
+                running[job.run.name] = job, start(job, data, out, children, options), time.monotonic()
                 how = "going on with" if job.resume else "started"
                 console.print(
                     f"{how} {job.run.name} ({len(todo) - len(waiting)} of {len(todo)}), {job.threads} threads"
