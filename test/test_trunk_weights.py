@@ -20,7 +20,7 @@ from vmloc_ros.networks.config import NetworkConfig
 from vmloc_ros.networks.vmloc import VMLoc
 from vmloc_ros.training import train
 from vmloc_ros.training_config import TrainingConfig
-from vmloc_ros.trunk_weights import PUBLISHED, first_kernel, load_trunk_weights, trunk_names
+from vmloc_ros.trunk_weights import PUBLISHED, check_trunk_weights, first_kernel, load_trunk_weights, trunk_names
 
 RESNET = {**TINY["network"], "trunk": "resnet18", "grid_rows": 1, "grid_columns": 1}
 
@@ -128,7 +128,7 @@ def test_no_network_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with pytest.raises(TrainingError, match=r"resnet18-\w+\.pth.*unreachable.*checkpoints.*safetensors") as caught:
-        load_trunk_weights(network_of(), "imagenet")
+        check_trunk_weights(parse(NetworkConfig, RESNET, "test"), "imagenet")
     assert "\n" not in str(caught.value)
 
 

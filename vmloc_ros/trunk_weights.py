@@ -10,6 +10,7 @@ from torchvision import models
 
 from vmloc_ros.checkpoint import read_tensors
 from vmloc_ros.errors import CheckpointError, TrainingError
+from vmloc_ros.networks.config import NetworkConfig
 from vmloc_ros.networks.encoders import Encoder
 from vmloc_ros.networks.vmloc import VMLoc
 
@@ -50,6 +51,12 @@ def load_trunk_weights(network: VMLoc, source: str) -> None:
     for encoder in network.encoders.values():
         assert isinstance(encoder, Encoder)
         _fill(encoder, trunk, source)
+
+
+def check_trunk_weights(config: NetworkConfig, source: str) -> None:
+    """Raises what `load_trunk_weights` would, before the long work of a training."""
+    if source != NONE:
+        load_trunk_weights(VMLoc(config), source)
 
 
 def trunk_names(resnet: dict[str, Tensor]) -> dict[str, Tensor]:
