@@ -16,7 +16,8 @@ TOPIC_OPTIONS = {f"{name}_topic": name for name in TopicNames.model_fields if na
     "truth_topic": "ground_truth"
 }
 """Options of a bag that name a topic, and the field of `TopicNames` that each sets."""
-BAG_OPTIONS = ("start_s", "duration_s", "truth_frame", "base_to_truth", "truth_max_gap_s")
+LABEL_OPTIONS = ("truth_frame", "base_to_truth", "truth_max_gap_s")
+BAG_OPTIONS = ("start_s", "duration_s", *LABEL_OPTIONS)
 """Further options of a bag: see `BagRecording`."""
 
 

@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from vmloc_ros.cli.options import DatasetFormat, Grey, Json, OfficialData, say_wrote
+from vmloc_ros.cli.options import (
+    Config,
+    DatasetFormat,
+    Grey,
+    Json,
+    OfficialData,
+    RecordingFormat,
+    parsed_options,
+    say_wrote,
+)
 
 
 def town(
@@ -83,6 +92,9 @@ def train(
     samples: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Prepared samples, to be shared by several trainings.")
     ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Train although more than 1 % of the files are missing or unusable.")
+    ] = False,
 ) -> None:
     """Train a model.
 
@@ -90,13 +102,15 @@ def train(
     """
     from vmloc_ros.commands.train import run_train
 
-    run_train(config, data, out, resume, samples)
+    run_train(config, data, out, resume, samples, allow_missing)
 
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="The dataset's folder as its publishers ship it.")],
-    format: Annotated[DatasetFormat, typer.Option(help="Whose layout SRC has.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="The dataset's folder as its publishers ship it, or a bag.")
+    ],
+    format: Annotated[RecordingFormat, typer.Option(help="Whose layout SRC has.")],
     modalities: Annotated[str, typer.Option(help="Sensors that are there: rgb, depth or rgb,depth.")] = "",
     corrupt: Annotated[
         list[str] | None,
@@ -113,6 +127,16 @@ def evaluate(
     frames: Annotated[str | None, typer.Option(help="7-Scenes: which frames, such as 600-649.")] = None,
     lidar: Annotated[str | None, typer.Option(help="RobotCar: as for convert; by default the training's.")] = None,
     camera: Annotated[str | None, typer.Option(help="RobotCar: as for convert; by default the training's.")] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Go on although more than 1 % of the files are missing.")
+    ] = False,
+    truth_topic: Annotated[
+        str | None, typer.Option(help="Bags: Odometry or poses to measure against; by default the training's.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the reader, as in the recipe's data.options.")
+    ] = None,
+    config: Config = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:n.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for report, trajectories and figures.")] = None,
     json: Json = None,
@@ -124,10 +148,13 @@ def evaluate(
     from vmloc_ros.commands.evaluate import run_evaluate
 
     chosen = [name.strip() for name in modalities.split(",") if name.strip()]
-    given = {"split": split, "frames": frames, "lidar": lidar, "camera": camera}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    wanted = recording or ()
-    run_evaluate(model, source, format.value, chosen, corrupt or (), json, wanted, options, device, out, seed)
+    given = {"split": split, "frames": frames, "lidar": lidar, "camera": camera, "truth_topic": truth_topic}
+    options = parsed_options(option or ())
+    options |= {name: value for name, value in given.items() if value is not None}
+    names, layout = recording or (), format.value
+    run_evaluate(
+        model, source, layout, chosen, corrupt or (), json, names, options, device, out, seed, allow_missing, config
+    )
 
 
 def compare(
@@ -138,9 +165,16 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder for the runs, the samples and the table.")],
     only: Annotated[str, typer.Option(metavar="NAMES", help="Variants of the plan to take, with commas.")] = "",
     jobs: Annotated[int, typer.Option(min=1, help="Trainings at a time; they share the cores.")] = 1,
-    format: Annotated[DatasetFormat | None, typer.Option(help="Models: whose layout SRC has.")] = None,
+    format: Annotated[RecordingFormat | None, typer.Option(help="Models: whose layout SRC has.")] = None,
     recording: Annotated[list[str] | None, typer.Option(help="Models: only this one; may be repeated.")] = None,
+    split: Annotated[str | None, typer.Option(help="Models: as for evaluate.")] = None,
     frames: Annotated[str | None, typer.Option(help="Models, 7-Scenes: which frames, such as 600-649.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Models: of the reader; may be repeated.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Go on although more than 1 % of the files are missing.")
+    ] = False,
     json: Json = None,
 ) -> None:
     """Train the variants of a plan, or take trained models, and print one table of all on the same frames.
@@ -152,9 +186,10 @@ def compare(
     from vmloc_ros.commands.compare import run_compare
 
     names = [name.strip() for name in only.split(",") if name.strip()]
-    options: dict[str, Any] = {"frames": frames, "odometry": "none"} if frames else {}
+    options = parsed_options(option or ())
+    options |= {name: value for name, value in {"split": split, "frames": frames}.items() if value is not None}
     layout = format.value if format is not None else None
-    report = run_compare(targets, data, out, names, jobs, json, layout, recording or (), options)
+    report = run_compare(targets, data, out, names, jobs, json, layout, recording or (), options, allow_missing)
     if report["failed"]:
         raise typer.Exit(1)
 
@@ -185,6 +220,16 @@ def import_vmloc(
     """
     from vmloc_ros.commands.import_vmloc import run_import
 
-    empty = depth_empty.value if depth_empty is not None else None
-    card = run_import(checkpoint, out, data.value, pose_stats, image_stats, camera, sdk, depth_white_m, empty, name)
+    card = run_import(
+        checkpoint,
+        out,
+        data.value,
+        pose_stats,
+        image_stats,
+        camera,
+        sdk,
+        depth_white_m,
+        depth_empty.value if depth_empty is not None else None,
+        name,
+    )
     print(f"wrote {out}: {card.name}, latent {card.network.latent}; next: vmloc calibrate {out} SRC --format F")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +22,32 @@ class DatasetFormat(StrEnum):
     town = "town"
     kitti = "kitti"
     sevenscenes = "sevenscenes"
+
+
+class RecordingFormat(StrEnum):
+    """Whose on-disk layout recordings have; `bag`: one's own, rosbag2."""
+
+    robotcar = "robotcar"
+    town = "town"
+    kitti = "kitti"
+    sevenscenes = "sevenscenes"
+    bag = "bag"
+
+
+def parsed_options(texts: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE`, values as in YAML (numbers, lists, text)."""
+    import yaml
+
+    options = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise typer.BadParameter(f"{text!r} is not NAME=VALUE")
+        try:
+            options[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            options[name] = value
+    return options
 
 
 class OfficialData(StrEnum):

@@ -11,21 +11,23 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 
 from vmloc_ros import files
 from vmloc_ros.assembly import labelled_frames
-from vmloc_ros.checkpoint import CONFIG, RETRIEVAL
+from vmloc_ros.checkpoint import CONFIG, RETRIEVAL, ModelCard
 from vmloc_ros.commands.evaluate_tables import print_evaluation
-from vmloc_ros.config import LocalizerConfig, ModelConfig, TopicNames, read_yaml
+from vmloc_ros.config import LocalizerConfig, ModelConfig, load_config, parse, read_yaml
 from vmloc_ros.corruption import parse_conditions
 from vmloc_ros.datasets.base import Recording
+from vmloc_ros.datasets.skips import refuse_broken
 from vmloc_ros.errors import ConfigError
 from vmloc_ros.evaluation import Evaluation, evaluate, frame_config, modes_for
 from vmloc_ros.localizer import load_localizer
-from vmloc_ros.recordings import open_any
+from vmloc_ros.preparation import left_out_of
+from vmloc_ros.recordings import LABEL_OPTIONS, TOPIC_OPTIONS, open_any
 from vmloc_ros.retrieval import Retrieval
 from vmloc_ros.run_log import trajectory_of
 from vmloc_ros.samples import Labelled
 from vmloc_ros.trajectory import write_tum
 
-SENSOR_OPTIONS = ("lidar", "camera")
+SENSOR_OPTIONS = ("lidar", "camera", *TOPIC_OPTIONS, *LABEL_OPTIONS)
 """Options of a reader that say which sensors are looked at: by default those of the training."""
 
 
@@ -41,6 +43,8 @@ def run_evaluate(
     device: str = "auto",
     out: Path | None = None,
     seed: int = 0,
+    allow_missing: bool = False,
+    config: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluates a model on recordings and prints tables; returns the report.
 
@@ -54,6 +58,10 @@ def run_evaluate(
         options: further arguments of the dataset's reader.
         out: folder that receives `report.json`, trajectories T_map_camera (TUM) of every mode, and figures.
         seed: of the masks' places.
+        allow_missing: go on although more than 1 % of the recordings' files are missing or unusable; they are counted
+            in the report in any case.
+        config: a parameter file as the node takes it, for names of topics and frames and for mountings; by default
+            those of the training.
 
     Raises:
         CheckpointError, ConfigError, DatasetError: with the file or the argument.
@@ -64,15 +72,16 @@ def run_evaluate(
         console.print(localizer.fallback)
     used = list(modalities) or list(localizer.card.network.modalities)
     modes, conditions = modes_for(localizer.card, used), parse_conditions(corrupt, used)
-    chosen = choose(
-        open_any(format, source, TopicNames(), reader_options(model, format, options or {})), source, recordings
-    )
+    settings = settings_of(model, localizer.card, config)
+    given = reader_options(model, format, options or {})
+    chosen = choose(open_any(format, source, settings.topics, given, settings.frames.base), source, recordings)
+    refuse_broken([left_out_of(recording) for recording in chosen], allow_missing)
     retrieval = Retrieval(model / RETRIEVAL) if (model / RETRIEVAL).is_file() else None
     localizer.warm_up()
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("evaluating frame", total=None)
-        frames = _frames(chosen, frame_config(localizer.card))
+        frames = _frames(chosen, settings, allow_missing)
         result = evaluate(localizer, frames, modes, conditions, retrieval, seed, lambda: bar.advance(task))
     report = {
         "model": localizer.card.name,
@@ -95,14 +104,33 @@ def run_evaluate(
 def reader_options(model: Path, format: str, given: dict[str, Any]) -> dict[str, Any]:
     """The reader's options: those given, and the sensors of the model's training where they are not given.
 
-    7-Scenes is read without its odometry, which is computed image by image and which no frame of it needs.
+    7-Scenes is read without its odometry, which is computed image by image and which no frame of it needs. A split of
+    RobotCar means its test part.
     """
     options: dict[str, Any] = {"odometry": "none"} if format == "sevenscenes" else {}
+    if format == "robotcar" and "split" in given:
+        options["part"] = "test"
     config = model / CONFIG
     data = read_yaml(config).get("data") if config.is_file() else None
     if isinstance(data, dict) and data.get("format") == format and isinstance(data.get("options"), dict):
         options |= {name: data["options"][name] for name in SENSOR_OPTIONS if name in data["options"]}
     return options | given
+
+
+def settings_of(model: Path, card: ModelCard, config: Path | None) -> LocalizerConfig:
+    """How frames are built: from the sensors of the model's card, with the names and mountings of `config` (None: of
+    the training).
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    given = LocalizerConfig()
+    if config is not None:
+        given = load_config(config)
+    elif (model / CONFIG).is_file():
+        given = parse(LocalizerConfig, read_yaml(model / CONFIG).get("localizer") or {}, str(model / CONFIG))
+    names = ("frames", "topics", "pairing", "extrinsics")
+    return frame_config(card).model_copy(update={name: getattr(given, name) for name in names})
 
 
 def choose(opened: Sequence[Recording], source: Path, names: Sequence[str]) -> list[Recording]:
@@ -141,7 +169,13 @@ def write_evaluation(out: Path, result: Evaluation, report: dict[str, Any]) -> l
     return ["report.json", "trajectories", *(path.name for path in plot_evaluation(out, result))]
 
 
-def _frames(recordings: Sequence[Recording], config: LocalizerConfig) -> Iterator[Labelled]:
+def _frames(recordings: Sequence[Recording], config: LocalizerConfig, allow_missing: bool) -> Iterator[Labelled]:
+    """All frames; at their end everybody knows what could not be read.
+
+    Raises:
+        DatasetError: that is too much.
+    """
     for recording in recordings:
         for item in labelled_frames(recording, config):
             yield item.frame, item.T_map_camera, item.recording
+    refuse_broken([left_out_of(recording) for recording in recordings], allow_missing)

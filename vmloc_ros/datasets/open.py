@@ -11,6 +11,17 @@ from vmloc_ros.datasets.base import Recording
 from vmloc_ros.errors import DatasetError
 
 FORMATS = ("robotcar", "town", "kitti", "sevenscenes")
+ROBOTCAR_SPLITS: dict[str, dict[str, tuple[str, ...]]] = {
+    "loop": {
+        "train": ("2014-06-26-09-24-58", "2014-06-26-08-53-56"),
+        "test": ("2014-06-23-15-41-25", "2014-06-23-15-36-04"),
+    },
+    "full": {
+        "train": ("2014-11-28-12-07-13", "2014-12-02-15-30-08"),
+        "test": ("2014-12-09-13-21-02", "2014-12-12-10-45-15"),
+    },
+}
+"""The traversals of the papers' LOOP (test: LOOP1, LOOP2) and FULL (test: FULL1, FULL2)."""
 ROBOTCAR_PARTS = ("stereo.timestamps", "stereo", "mono_left.timestamps", "vo", "gps")
 
 
@@ -19,7 +30,8 @@ def open_recordings(format: str, source: Path, **options: Any) -> list[Recording
 
     `source` is a RobotCar (or town) traversal, a KITTI drive or a 7-Scenes sequence, or a folder that holds several:
     those of KITTI then share the first drive's map; of 7-Scenes `split="train"` or `"test"` takes what the split file
-    names.
+    names; of RobotCar `split="loop"` or `"full"` takes the papers' traversals, with `part="train"` (the default) or
+    `"test"`, and looks at no other.
 
     Args:
         options: of the recording's class (`RobotCarRecording`, `KittiRecording`, `SevenScenesRecording`); None means
@@ -73,13 +85,41 @@ def _open_robotcar(source: Path, options: dict[str, Any]) -> list[Recording]:
     odometry = options.pop("odometry", "vo")
     if odometry != "vo":
         raise DatasetError(f"{source}: RobotCar's odometry is vo (vo/vo.csv), not {odometry!r}")
+    split, part = options.pop("split", None), options.pop("part", None)
     _checked(RobotCarRecording, options, source)
-    folders = _inside(
-        source,
-        lambda folder: any((folder / part).exists() for part in ROBOTCAR_PARTS),
-        f"a RobotCar traversal (with {', '.join(ROBOTCAR_PARTS)})",
-    )
+    if split is not None:
+        folders = _robotcar_split(source, split, part or "train")
+    elif part is not None:
+        raise DatasetError(
+            f"{source}: part {part!r} is of a split; give split ({' or '.join(ROBOTCAR_SPLITS)}) as well"
+        )
+    else:
+        folders = _inside(source, _is_traversal, f"a RobotCar traversal (with {', '.join(ROBOTCAR_PARTS)})")
     return [RobotCarRecording(folder, **options) for folder in folders]
+
+
+def _is_traversal(folder: Path) -> bool:
+    return any((folder / part).exists() for part in ROBOTCAR_PARTS)
+
+
+def _robotcar_split(source: Path, split: str, part: str) -> list[Path]:
+    """The folders of a split's traversals.
+
+    Raises:
+        DatasetError: no such split, or a traversal that is not there.
+    """
+    if split not in ROBOTCAR_SPLITS:
+        raise DatasetError(f"split {split!r} is not {' or '.join(ROBOTCAR_SPLITS)} (RobotCar)")
+    if part not in ROBOTCAR_SPLITS[split]:
+        raise DatasetError(f"part {part!r} is not {' or '.join(ROBOTCAR_SPLITS[split])} (RobotCar's {split})")
+    names = ROBOTCAR_SPLITS[split][part]
+    missing = [name for name in names if not _is_traversal(source / name)]
+    if missing:
+        raise DatasetError(
+            f"{source}: has no traversal {', '.join(missing)}, which {split.upper()}'s {part} part needs "
+            f"({', '.join(names)}); give the folder that holds them all"
+        )
+    return [source / name for name in names]
 
 
 def _open_kitti(source: Path, options: dict[str, Any]) -> list[Recording]:
@@ -105,13 +145,36 @@ def _open_seven_scenes(source: Path, options: dict[str, Any]) -> list[Recording]
     options = dict(options)
     split = options.pop("split", None)
     _checked(SevenScenesRecording, options, source)
+    scenes = _scenes(source)
+    if scenes:
+        raise DatasetError(
+            f"{source}: holds the scenes {', '.join(scenes)}; a model is of one scene: give one of these folders"
+        )
     if split is not None:
         if split not in ("train", "test"):
             raise DatasetError(f"split {split!r} is not train or test")
         return [SevenScenesRecording(source / name, **options) for name in read_split(source, split)]
     folders = _inside(
         source,
-        lambda folder: next(folder.glob("frame-*"), None) is not None,
+        _is_sequence,
         "a 7-Scenes sequence (with frame-000000.color.png and so on)",
     )
     return [SevenScenesRecording(folder, **options) for folder in folders]
+
+
+def _is_sequence(folder: Path) -> bool:
+    return next(folder.glob("frame-*"), None) is not None
+
+
+def _scenes(source: Path) -> list[str]:
+    """Names of the scenes in a folder that holds scenes instead of sequences; none if it is a scene or a sequence."""
+    if _is_sequence(source):
+        return []
+    children = sorted(path for path in source.iterdir() if path.is_dir())
+    if any(_is_sequence(path) for path in children):
+        return []
+    return [
+        path.name
+        for path in children
+        if (path / "TrainSplit.txt").is_file() or any(_is_sequence(inner) for inner in path.iterdir() if inner.is_dir())
+    ]

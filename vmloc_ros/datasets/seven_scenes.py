@@ -51,7 +51,7 @@ TRUTH_GAP_S = 0.25
 T_BASE_CAMERA = make_pose([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]], np.zeros(3))
 """x right, y down, z forward to x forward, y left, z up."""
 
-_FRAME = re.compile(r"frame-(\d+)\.(color\.png|color\.jpg|depth\.png|pose\.txt)")
+_FRAME = re.compile(r"frame-(\d+)\.(color\.png|color\.jpe?g|depth\.png|pose\.txt)")
 
 
 def stamp_of(index: int) -> int:
