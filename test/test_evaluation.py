@@ -1,18 +1,22 @@
-"""Evaluation, corruption and the retrieval baseline."""
+"""Evaluation in every mode and condition, what it says of covariances, and the retrieval baseline."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from drawn_poses import SHARES, SIGMAS, DrawnPoses, two_drives
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import NORMALISATION, TINY, build, card_of, drive, frame_at, pose_at, tiny_config
 
 from vmloc_ros.checkpoint import ModelCard
 from vmloc_ros.config import parse
-from vmloc_ros.corruption import corrupted, parse_corruption
+from vmloc_ros.corruption import TABLE_4, condition_name
 from vmloc_ros.errors import CheckpointError, ConfigError, DatasetError
 from vmloc_ros.evaluation import evaluate, frame_config, modes_for, only
 from vmloc_ros.geometry import exp_se3
@@ -107,36 +111,6 @@ def test_constant_thumbnails_are_finite() -> None:
     assert np.array_equal(normalised(np.full((1, 12, 16, 3), 7, np.uint8)), np.zeros((1, 576), np.float32))
 
 
-@settings(max_examples=30)
-@given(st.integers(0, 10**18), st.integers(0, 3), st.sampled_from(list(Modality)))
-def test_the_mask_of_table_4(stamp_ns: int, seed: int, modality: Modality) -> None:
-    frame = frame_at(0.3, stamp_ns)
-    masked = corrupted(frame, {modality: 1}, seed)
-    again = corrupted(frame, {modality: 1}, seed)
-    name = "rgb" if modality is Modality.RGB else "depth_m"
-    other = "depth_m" if modality is Modality.RGB else "rgb"
-    before, after = getattr(frame, name), getattr(masked, name)
-    assert np.array_equal(after, getattr(again, name))
-    assert getattr(masked, other) is getattr(frame, other)
-    changed = before != after
-    rows, columns = np.nonzero(changed if changed.ndim == 2 else changed.any(axis=2))
-    assert 20 <= np.ptp(rows) + 1 <= 24  # half of 48; the border may have been zero already
-    assert 20 <= np.ptp(columns) + 1 <= 24
-    assert (after[changed] == 0).all()
-
-
-def test_corruption_levels() -> None:
-    assert parse_corruption(["rgb:1", "depth:2"]) == {Modality.RGB: 1, Modality.DEPTH: 2}
-    for text in ("rgb", "rgb:3", "lidar:1", "rgb:"):
-        with pytest.raises(ConfigError, match="--corrupt"):
-            parse_corruption([text])
-    frame = frame_at(0.3, 5)
-    gone = corrupted(frame, {Modality.RGB: 2})
-    assert gone.rgb is None
-    assert "on purpose" in gone.absent[Modality.RGB]
-    assert corrupted(frame, {Modality.RGB: 0}) is frame
-
-
 def test_modes_of_modalities() -> None:
     assert modes_for(CARD, ["rgb", "depth"]) == MODES
     assert modes_for(CARD, ["depth"]) == [Mode.DEPTH_ONLY]
@@ -164,3 +138,143 @@ def test_error_summary_and_pose_errors() -> None:
     summary = error_summary(np.array([1.0, 2.0, 6.0]), np.array([0.0, 0.0, 3.0]))
     assert summary["n"] == 3
     assert summary["position_m"] == pytest.approx({"mean": 3.0, "median": 2.0, "p95": 5.6, "max": 6.0})
+
+
+# ---------------------------------------------------------------------------------------------- conditions in one pass
+
+
+def test_one_pass_over_table_4_says_what_five_passes_say(tmp_path: Path) -> None:
+    frames = two_drives(12)
+    store, _ = build(tmp_path / "cache", tiny_config(), 40)
+    write_retrieval(tmp_path / "retrieval", store, np.arange(0, 40, 3))
+    retrieval = Retrieval(tmp_path / "retrieval")
+    localizer = DrawnPoses(frames)
+    together = evaluate(localizer, frames, MODES, TABLE_4, retrieval, seed=3).report()
+    assert len(localizer.shown) == 7 * len(frames)  # what the conditions share is asked once
+    assert list(together["corruptions"]) == ["none", "rgb:1", "rgb:2", "depth:1", "depth:2"]
+    for levels in TABLE_4:
+        alone = evaluate(DrawnPoses(frames), frames, MODES, [levels], retrieval, seed=3).report()
+        assert together["corruptions"][condition_name(levels)] == {
+            k: alone[k] for k in ("corrupt", "modes", "retrieval")
+        }
+        assert "corruptions" not in alone
+    first = together["corruptions"]["none"]
+    assert {key: together[key] for key in first} == first
+
+
+def test_an_absent_modality_equals_one_that_was_never_sent() -> None:
+    frames = two_drives(8)
+    removed = evaluate(DrawnPoses(frames), frames, MODES, [{Modality.RGB: 2}]).report()
+    sent = [(replace(frame, rgb=None), T, name) for frame, T, name in frames]
+    never_sent = evaluate(DrawnPoses(sent), sent, MODES).report()
+    assert removed["modes"] == never_sent["modes"]
+
+
+def test_recordings_with_the_same_stamps_are_kept_apart(tmp_path: Path) -> None:
+    store, _ = build(tmp_path / "cache", tiny_config(), 40)
+    write_retrieval(tmp_path / "retrieval", store, np.arange(40))
+    retrieval = Retrieval(tmp_path / "retrieval")
+    report = evaluate(DrawnPoses(two_drives()), two_drives(), MODES, retrieval=retrieval).report()
+    assert report["frames"] == 80
+    assert report["retrieval"]["errors"]["position_m"]["max"] < 1e-9  # all are training images
+    assert report["nearest_pose"]["errors"]["rotation_deg"]["max"] < 1e-5
+    for mode in MODES:  # nobody is nearer than the truth itself
+        assert report["modes"][mode]["beats_retrieval"] == 0.0
+        assert report["modes"][mode]["beats_retrieval_rotation"] == 0.0
+
+
+def test_the_share_of_frames_on_which_retrieval_is_beaten(tmp_path: Path) -> None:
+    store, _ = build(tmp_path / "cache", tiny_config(), 40)
+    write_retrieval(tmp_path / "retrieval", store, np.arange(0, 40, 4))
+    perfect = DrawnPoses(two_drives(), errors=0.0)
+    report = evaluate(perfect, two_drives(), MODES, retrieval=Retrieval(tmp_path / "retrieval")).report()
+    assert report["modes"]["RGB_ONLY"]["beats_retrieval"] == 0.75  # on the ten of forty it is as good, not better
+
+
+# ---------------------------------------------------------------------------------------------------------- uncertainty
+
+
+def test_true_covariances_are_told_from_overconfident_ones() -> None:
+    frames = two_drives(300)
+    true = evaluate(DrawnPoses(frames), frames, [Mode.RGB_DEPTH]).report()["modes"]["RGB_DEPTH"]
+    assert 5.5 < true["nees"]["mean"] < 6.5
+    for level, low, high in (("50", 0.44, 0.56), ("90", 0.86, 0.94), ("95", 0.92, 0.98)):
+        assert low < true["coverage"][level] < high
+    assert true["log_likelihood"]["model"] > true["log_likelihood"]["best_constant"] + 1.0
+    bold = evaluate(DrawnPoses(frames, overconfidence=2.0), frames, [Mode.RGB_DEPTH]).report()["modes"]["RGB_DEPTH"]
+    assert bold["nees"]["mean"] == pytest.approx(4.0 * true["nees"]["mean"])
+    assert bold["coverage"]["90"] < 0.5
+    assert bold["log_likelihood"]["best_constant"] == pytest.approx(true["log_likelihood"]["best_constant"])
+    assert bold["log_likelihood"]["model"] < true["log_likelihood"]["model"]
+
+
+def test_nobody_beats_the_best_constant_when_all_frames_are_alike() -> None:
+    frames = two_drives(100)
+    entry = evaluate(DrawnPoses(frames, varied=False), frames, [Mode.RGB_DEPTH]).report()["modes"]["RGB_DEPTH"]
+    assert entry["log_likelihood"]["model"] < entry["log_likelihood"]["best_constant"]
+
+
+def test_expert_weights_are_averaged_per_mode() -> None:
+    frames = two_drives(5)
+    report = evaluate(DrawnPoses(frames), frames, MODES).report()
+    for mode in MODES:
+        assert report["modes"][mode]["expert_weights"] == pytest.approx(SHARES[mode])
+
+
+# --------------------------------------------------------------------------------------------------------- worst frames
+
+
+def test_the_worst_frames_are_those_of_the_largest_errors(tmp_path: Path) -> None:
+    frames = two_drives()
+    store, _ = build(tmp_path / "cache", tiny_config(), 40)
+    write_retrieval(tmp_path / "retrieval", store, np.arange(0, 40, 4))
+    result = evaluate(DrawnPoses(frames), frames, MODES, TABLE_4, Retrieval(tmp_path / "retrieval"))
+    errors = result.conditions[0].modes[Mode.RGB_DEPTH].errors()
+    order = np.argsort(-errors.position_m)[:10]
+    assert [worst.index for worst in result.worst] == order.tolist()
+    report = result.report()["worst"]
+    assert [entry["position_m"] for entry in report] == pytest.approx(errors.position_m[order])
+    assert [entry["rotation_deg"] for entry in report] == pytest.approx(errors.rotation_deg[order])
+    nees = result.conditions[0].modes[Mode.RGB_DEPTH].nees()
+    for entry, worst in zip(report, result.worst, strict=True):
+        assert entry["recording"] == frames[worst.index][2]
+        assert entry["stamp_ns"] == frames[worst.index][0].stamp_ns
+        assert entry["mode"] == "RGB_DEPTH"
+        assert entry["nees"] == pytest.approx(nees[worst.index])
+        assert entry["sigma_m"] / entry["sigma_deg"] == pytest.approx(
+            np.linalg.norm(SIGMAS[:3]) / np.rad2deg(np.linalg.norm(SIGMAS[3:]))
+        )
+        assert entry["nearest_pose_m"] <= entry["retrieval_m"] + 1e-9
+        assert worst.shown.rgb is frames[worst.index][0].rgb
+
+
+def test_a_frame_s_worst_answer_is_that_of_all_its_sensors() -> None:
+    frames = two_drives(6)
+    result = evaluate(DrawnPoses(frames), frames, MODES, [{Modality.RGB: 2}])
+    assert len(result.worst) == 10
+    assert {worst.estimate.mode for worst in result.worst} == {Mode.DEPTH_ONLY}
+    assert all(worst.shown.rgb is None for worst in result.worst)
+
+
+# -------------------------------------------------------------------------------------------------------- nearest pose
+
+
+@settings(max_examples=40)
+@given(st.floats(-0.2, 1.2), st.floats(0.0, 20.0))
+def test_no_training_pose_is_nearer_than_the_nearest(share: float, view_m: float) -> None:
+    T = pose_at(share) @ exp_se3([0.05, -0.1, 0.02, 0.02, -0.05, 0.01])
+    poses = np.stack([pose_at(k / 39) for k in range(0, 40, 4)])
+    _, position, rotation = pose_errors(poses, np.broadcast_to(T, poses.shape))
+    distances = position + view_m * np.deg2rad(rotation)
+    T_nearest = every_fourth().nearest_pose(T, view_m)
+    _, p, r = pose_errors(T_nearest[None], T[None])
+    assert p[0] + view_m * np.deg2rad(r[0]) <= distances.min() + 1e-6
+
+
+@cache
+def every_fourth() -> Retrieval:
+    """Of the bend."""
+    with TemporaryDirectory() as folder:
+        store, _ = build(Path(folder) / "cache", tiny_config(), 40)
+        write_retrieval(Path(folder) / "retrieval", store, np.arange(0, 40, 4))
+        return Retrieval(Path(folder) / "retrieval")

@@ -101,3 +101,20 @@ def test_what_evo_cannot_compare_is_refused() -> None:
         metrics.ate_aligned(Trajectory(truth.stamps_ns[:2], truth.poses_N44[:2]), truth)
     with pytest.raises(TrajectoryError):
         metrics.rpe(truth, truth, per_m=1000.0)
+
+
+def test_the_binomial_band_holds_its_share() -> None:
+    rng = np.random.default_rng(0)
+    shares = np.array([0.0, 0.05, 0.5, 0.9, 1.0])
+    low, high = metrics.binomial_band(shares, 200)
+    drawn = rng.binomial(200, shares, (4000, len(shares))) / 200
+    inside = ((drawn >= low) & (drawn <= high)).mean(axis=0)
+    assert (inside >= 0.94).all()
+    assert (inside[1:4] < 0.99).all()
+    assert (low[[0, 4]] == shares[[0, 4]]).all()
+    assert (high[[0, 4]] == shares[[0, 4]]).all()
+    wider = metrics.binomial_band(shares, 50)
+    assert (wider[0] <= low).all()
+    assert (wider[1] >= high).all()
+    with pytest.raises(ValueError, match="trial"):
+        metrics.binomial_band(shares, 0)
