@@ -330,8 +330,10 @@ def test_a_comparison_from_plan_to_table(scene: Path, tmp_path: Path) -> None:
     assert report["failed"] == []
     assert (out / "good_1" / WEIGHTS).read_bytes() == weights
 
-    options = {"odometry": "none", "frames": "30-39"}
+    options = {"frames": "30-39"}
     alone = run_compare([out / "good_1"], scene, tmp_path / "alone", format="sevenscenes", options=options)
+    assert [variant["name"] for variant in alone["variants"]] == ["good", RETRIEVAL_NAME]
+    assert alone["variants"][0]["seeds"] == [1]
     given_mean = alone["runs"][0]["scores"]["given"]["RGB_ONLY"][INTACT]["errors"]["position_m"]["mean"]
     judged_mean = report["runs"][0]["scores"]["validation"]["RGB_ONLY"][INTACT]["errors"]["position_m"]["mean"]
     assert given_mean == pytest.approx(judged_mean)
@@ -340,7 +342,7 @@ def test_a_comparison_from_plan_to_table(scene: Path, tmp_path: Path) -> None:
 def test_arguments_that_do_not_fit(world: tuple[SampleStore, Path], scene: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="models need --format"):
         run_compare([world[1]], scene, tmp_path)
-    with pytest.raises(ConfigError, match="named like their folders"):
+    with pytest.raises(ConfigError, match="the name 'model' is taken"):
         run_compare([world[1], world[1]], scene, tmp_path, format="sevenscenes")
     plan = write_plan(tmp_path, {"poe": {}})
     with pytest.raises(ConfigError, match="are for models"):

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from vmloc_ros import __version__, files
 from vmloc_ros.checkpoint import RETRIEVAL, ModelCard, load_card, load_model
-from vmloc_ros.commands.compare_training import is_finished, plan_job, train_all
+from vmloc_ros.commands.compare_training import is_finished, plan_job, read_mark, train_all
+from vmloc_ros.commands.evaluate import reader_options, settings_of
 from vmloc_ros.commands.train import choose_recordings
 from vmloc_ros.comparison import (
     RETRIEVAL_NAME,
@@ -36,7 +37,6 @@ from vmloc_ros.comparison import (
 from vmloc_ros.comparison_tables import Table, all_tables, markdown
 from vmloc_ros.config import ModelConfig, parse
 from vmloc_ros.errors import ConfigError, VmlocError
-from vmloc_ros.evaluation import frame_config
 from vmloc_ros.localizer import load_localizer
 from vmloc_ros.preparation import prepare, store_key
 from vmloc_ros.recordings import open_any
@@ -134,7 +134,9 @@ def run_compare(
     folders = SampleFolders(data, out / SAMPLES, console, allow_missing)
     if len(targets) == 1 and targets[0].is_file():
         if format is not None or recordings or options:
-            raise ConfigError("a plan says itself what it is judged on; --format, --recording, --frames are for models")
+            raise ConfigError(
+                "a plan says itself what it is judged on; --format, --recording, --option and the like are for models"
+            )
         runs = load_plan(targets[0], only)
         samples = folders.of(runs[0].config)
         sets = frame_sets(runs[0].config, samples.store)
@@ -194,31 +196,35 @@ def train_plan(
 def model_entries(
     folders: Sequence[Path], format: str, recordings: Sequence[str], options: dict[str, Any]
 ) -> list[Entry]:
-    """Trained models as entries, named like their folders.
+    """Trained models as entries: those of an earlier comparison by variant and seed, others named like their folders.
 
     Raises:
-        ConfigError: two folders of the same name; CheckpointError: no model there.
+        ConfigError: two of the same name; CheckpointError: no model there.
     """
-    names = [folder.resolve().name for folder in folders]
-    for name in names:
-        if names.count(name) > 1 or name == RETRIEVAL_NAME:
-            raise ConfigError(f"models are named like their folders: {name!r} cannot stand for one of them; rename it")
-    return [
-        Entry(name, None, folder, model_config(load_card(folder), format, recordings, options))
-        for name, folder in zip(names, folders, strict=True)
-    ]
+    entries: list[Entry] = []
+    for folder in folders:
+        mark = read_mark(folder)
+        name, seed = (mark.variant, mark.config.seed) if mark is not None else (folder.resolve().name, None)
+        if name == RETRIEVAL_NAME or (name, seed) in [(entry.variant, entry.seed) for entry in entries]:
+            raise ConfigError(f"{folder}: the name {name!r} is taken; models are named like their folders: rename it")
+        config = model_config(folder, load_card(folder), format, recordings, options)
+        entries.append(Entry(name, seed, folder, config))
+    return entries
 
 
-def model_config(card: ModelCard, format: str, recordings: Sequence[str], options: Mapping[str, Any]) -> TrainingConfig:
-    """How a trained model's frames are made, as the configuration that samples are prepared with."""
+def model_config(
+    folder: Path, card: ModelCard, format: str, recordings: Sequence[str], options: dict[str, Any]
+) -> TrainingConfig:
+    """How a trained model's frames are made, as `vmloc evaluate` does, as the configuration that samples are prepared
+    with."""
     values = {
         "name": card.name,
-        "data": {"format": format, "train": list(recordings), "options": dict(options)},
-        "localizer": frame_config(card).model_dump(),
+        "data": {"format": format, "train": list(recordings), "options": reader_options(folder, format, options)},
+        "localizer": settings_of(folder, card, None).model_dump(),
         "network": card.network.model_dump(),
         "augmentation": {"margin": card.crop_margin},
     }
-    return parse(TrainingConfig, values, card.name)
+    return parse(TrainingConfig, values, str(folder))
 
 
 def judge_all(

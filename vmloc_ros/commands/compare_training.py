@@ -34,6 +34,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 class Mark:
     """What is known of a run's folder."""
 
+    variant: str
     config: TrainingConfig
     samples: str
     finished: bool
@@ -67,7 +68,7 @@ def read_mark(folder: Path) -> Mark | None:
     try:
         content = read_yaml(path)
         config = parse(TrainingConfig, content["config"], str(path))
-        return Mark(config, str(content["samples"]), content["finished"] is True)
+        return Mark(str(content["variant"]), config, str(content["samples"]), content["finished"] is True)
     except (ConfigError, KeyError):
         return None
 
@@ -75,7 +76,8 @@ def read_mark(folder: Path) -> Mark | None:
 def write_mark(folder: Path, job: Job, finished: bool) -> None:
     """Writes it, atomically."""
     config = job.run.config.model_copy(update={"threads": job.threads}).model_dump(mode="json")
-    files.write_yaml(folder / MARK, {"finished": finished, "samples": job.samples, "config": config})
+    about = {"finished": finished, "variant": job.run.variant, "samples": job.samples, "config": config}
+    files.write_yaml(folder / MARK, about)
 
 
 def is_finished(run: Run, samples: str, folder: Path) -> bool:
