@@ -77,12 +77,12 @@ def test_training_again_uses_the_prepared_samples_and_gives_the_same_weights(
 def test_a_killed_training_resumes_to_the_same_weights(
     model: Path, town: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut(*arguments: Any) -> Any:
+    def cut(*arguments: Any, **options: Any) -> Any:
         def tell(step: int, row: dict) -> None:
             if row["epoch"] == 4:
                 raise KeyboardInterrupt
 
-        return train(*arguments[:-1], tell)
+        return train(*arguments[:-1], tell, **options)
 
     recipe = write_recipe(tmp_path)
     with monkeypatch.context() as patch:

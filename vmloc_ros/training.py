@@ -197,8 +197,8 @@ class _Loop:
                 write_rows(self._out / METRICS, self._rows)
                 if judge:
                     self._save(key)
-        tensors = {name: stored(tensor, self._config.storage) for name, tensor in self._best.items()}
-        return Trained(tensors, progress, self._rows)
+        best = self._best if fabric.is_global_zero else {}
+        return Trained({k: stored(v, self._config.storage) for k, v in best.items()}, progress, self._rows)
 
     def _has_converged(self) -> bool:
         """Whether validations have not improved for too long; the first process knows, and the others learn it here."""

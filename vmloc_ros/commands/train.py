@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -29,6 +32,7 @@ from vmloc_ros.checkpoint import (
 from vmloc_ros.datasets.base import Recording
 from vmloc_ros.errors import ConfigError, TrainingError
 from vmloc_ros.localizer import choose_device, modes_of
+from vmloc_ros.machines import failures_in_words, in_first_process, start
 from vmloc_ros.networks.config import Normalisation
 from vmloc_ros.networks.vmloc import VMLoc
 from vmloc_ros.plots import plot_training
@@ -36,11 +40,12 @@ from vmloc_ros.preparation import digest, prepare, store_key
 from vmloc_ros.recordings import open_any
 from vmloc_ros.retrieval import write_retrieval
 from vmloc_ros.runtimes.torch import TorchRuntime
-from vmloc_ros.samples import SampleStore
+from vmloc_ros.samples import SampleStore, open_store
 from vmloc_ros.split import split
 from vmloc_ros.training import Row, Trained, train
 from vmloc_ros.training_config import DataConfig, TrainingConfig, load_training_config
 from vmloc_ros.training_state import WORK
+from vmloc_ros.trunk_weights import check_trunk_weights
 from vmloc_ros.types import Mode
 from vmloc_ros.uncertainty import calibrate
 from vmloc_ros.validation import ModeErrors, validate
@@ -70,30 +75,72 @@ def run_train(
         ConfigError, DatasetError, TrainingError, CheckpointError: with the file or key.
     """
     config = load_training_config(config_path)
-    console = Console(stderr=True)
-    torch.set_num_threads(config.threads or torch.get_num_threads())
-    topics, base = config.localizer.topics, config.localizer.frames.base
-    recordings = choose_recordings(open_any(config.data.format, data, topics, config.data.options, base), config.data)
-    store = prepare(config, recordings, samples or out / WORK / SAMPLES, console, allow_missing)
-    train_samples, validation_samples = split(store, config.data, config.network)
-    check_sizes(config, train_samples, validation_samples)
-    files.write_yaml(out / CONFIG, config.model_dump(mode="json"))
-    normalisation = measure_normalisation(store, train_samples)
-    key = digest(config.model_dump(mode="json", exclude={"data": {"workers"}}), store_key(config, recordings))
-    console.print(f"training on {len(train_samples)} frames, validating on {len(validation_samples)}")
-    with _progress(console) as bar:
-        task = bar.add_task("training", total=None)
-        batches = max(1, round(len(train_samples) / config.optimizer.batch_size))
-
-        def tell(step: int, row: Row) -> None:
-            text = f"training: epoch {row['epoch']}, loss {row['loss']:.3f}"
-            bar.update(task, completed=step, total=batches * config.optimizer.epochs, description=text)
-
-        trained = train(config, store, train_samples, validation_samples, normalisation, out, key, resume, tell)
-    card = finish(config, recordings, store, train_samples, validation_samples, normalisation, trained, out)
+    with failures_in_words(out):
+        fabric = start(config)
+        console = Console(stderr=True, quiet=not fabric.is_global_zero)
+        torch.set_num_threads(config.threads or torch.get_num_threads())
+        if not resume:
+            check_trunk_weights(config.network, config.trunk_weights)
+        topics, base = config.localizer.topics, config.localizer.frames.base
+        found = open_any(config.data.format, data, topics, config.data.options, base)
+        recordings = choose_recordings(found, config.data)
+        store = _shared_store(config, recordings, samples or out / WORK / SAMPLES, fabric, console, allow_missing)
+        train_samples, validation_samples = split(store, config.data, config.network)
+        check_sizes(config, train_samples, validation_samples)
+        normalisation = measure_normalisation(store, train_samples)
+        key = digest(config.model_dump(mode="json", exclude={"data": {"workers"}}), store_key(config, recordings))
+        if fabric.is_global_zero:
+            files.write_yaml(out / CONFIG, config.model_dump(mode="json"))
+        console.print(f"training on {len(train_samples)} frames, validating on {len(validation_samples)}")
+        with _told(console, config, len(train_samples)) as tell:
+            trained = train(
+                config, store, train_samples, validation_samples, normalisation, out, key, resume, tell, fabric=fabric
+            )
+        if not fabric.is_global_zero:
+            return out
+        card = finish(config, recordings, store, train_samples, validation_samples, normalisation, trained, out)
     console.print(score_lines(card), soft_wrap=True, highlight=False)
     console.print(f"wrote {out}")
     return out
+
+
+def _shared_store(
+    config: TrainingConfig,
+    recordings: list[Recording],
+    folder: Path,
+    fabric: Fabric,
+    console: Console,
+    allow_missing: bool,
+) -> SampleStore:
+    """The prepared samples: the first process sees to them, the others open what it made.
+
+    Raises:
+        TrainingError: another machine does not see the folder.
+    """
+    prepared = in_first_process(fabric, lambda: prepare(config, recordings, folder, console, allow_missing))
+    store = prepared or open_store(folder, store_key(config, recordings))
+    if store is None:
+        raise TrainingError(
+            f"{folder}: process {fabric.global_rank} does not see the prepared samples; --out (or --samples) must be "
+            "on storage that all machines share"
+        )
+    return store
+
+
+@contextmanager
+def _told(console: Console, config: TrainingConfig, frames: int) -> Iterator[Callable[[int, Row], None]]:
+    """A progress bar, and the function that moves it."""
+    steps = max(1, round(frames / config.optimizer.batch_size)) * config.optimizer.epochs
+    with _progress(console) as bar:
+        task = bar.add_task("training", total=None)
+
+        def tell(step: int, row: Row) -> None:
+            if bar.tasks[task].total is None:  # steps done before a resumption say nothing about the speed
+                bar.reset(task, total=steps, completed=step)
+            text = f"training: epoch {row['epoch']}, loss {row['loss']:.3f}"
+            bar.update(task, completed=step, description=text)
+
+        yield tell
 
 
 def choose_recordings(recordings: list[Recording], data: DataConfig) -> list[Recording]:
