@@ -184,6 +184,26 @@ def test_nan_stops_with_the_names(store: SampleStore, tmp_path: Path, monkeypatc
     assert (tmp_path / STATE).is_file()  # the checkpoint after the second epoch
 
 
+def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(
+    store: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is a number, its gradient is not; what the last checkpoint holds is what a resumption goes on with."""
+    whole, calls = run(store, tmp_path / "whole"), 0
+
+    def poisoned(*arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        loss = geometric_loss(*arguments)
+        return loss + (0.0 * loss).sqrt() if calls == 6 else loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vmloc_ros.objective.geometric_loss", poisoned)
+        with pytest.raises(TrainingError, match=r"the gradient is not finite in epoch 3.*bad_batch\.txt"):
+            run(store, tmp_path / "bad")
+    assert len((tmp_path / "bad" / BAD_BATCH).read_text().split()) == 8
+    assert same(whole, run(store, tmp_path / "bad", resume=True))
+
+
 def test_too_few_samples(store: SampleStore, tmp_path: Path) -> None:
     indices = np.arange(len(store))
     normalisation = measure_normalisation(store, indices)

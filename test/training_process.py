@@ -1,12 +1,14 @@
 """One process of a training, for tests: `training_process.py JOB.json`; the launcher's variables say which one it is.
 
-The job names the prepared samples, what to train (a configuration per folder), and when the last process dies.
+The job names the prepared samples, what to train (a configuration per folder), when the last process dies, and
+how much memory there is beyond what the process has at its start.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -32,6 +34,10 @@ def main(job_file: Path) -> None:
     torch.set_num_threads(1)
     store = open_store(Path(job["store"]), "key")
     assert store is not None
+    if "memory_mb" in job:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + job["memory_mb"] * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for folder, values in job["trainings"].items():
         losses = list[float]()
         fabric = start(TrainingConfig.model_validate(values))
