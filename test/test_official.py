@@ -24,6 +24,7 @@ from vmloc_ros.datasets.robotcar_files import OXFORD_ORIGIN_UTM
 from vmloc_ros.datasets.town import SENSOR_EXTRINSICS
 from vmloc_ros.errors import CheckpointError, ConfigError, DatasetError
 from vmloc_ros.localizer import load_localizer
+from vmloc_ros.networks.config import Normalisation
 from vmloc_ros.networks.inputs import normalise_depth_image, normalise_rgb
 from vmloc_ros.networks.vmloc import Present, VMLoc
 from vmloc_ros.official import (
@@ -149,10 +150,25 @@ def state() -> State:
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole checkpoint as their training saves it, with a small latent space."""
+def converted(state: State) -> tuple[VMLoc, Normalisation]:
+    """Our network of that state, as of 7-Scenes."""
+    checkpoint = OfficialCheckpoint(state, check_tensors(state, Path("state")), None, None, None)
+    tensors, normalisation = convert(checkpoint, seven_scenes_convention(KINECT), POSES, PICTURES)
+    network = VMLoc(official_network(checkpoint.latent, 0.255, "white")).eval()
+    network.load_state_dict(tensors)
+    return network, normalisation
+
+
+@pytest.fixture(scope="module")
+def small() -> State:
+    """A state with a small latent space; to be copied before it is changed."""
+    return random_state(16)
+
+
+@pytest.fixture(scope="module")
+def file(small: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole checkpoint as their training saves it."""
     path = tmp_path_factory.mktemp("official") / "red_kitchen.pth.tar"
-    small = random_state(16)
     optimiser = {"state": {0: {"step": 3, "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 5e-5, "params": [0]}]}
     criterion = {"sax": torch.tensor([0.5]), "saq": torch.tensor([-3.5])}
     torch.save(
@@ -185,13 +201,11 @@ def official_pictures(rgb: np.ndarray, depth: np.ndarray) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("modalities", MODALITIES)
-def test_the_converted_network_computes_the_official_formula(state: State, modalities: tuple[str, ...]) -> None:
+def test_the_converted_network_computes_the_official_formula(
+    state: State, converted: tuple[VMLoc, Normalisation], modalities: tuple[str, ...]
+) -> None:
     assert len(state) == 452
-    latent = check_tensors(state, Path("state"))
-    checkpoint = OfficialCheckpoint(state, latent, None, None, None)
-    tensors, normalisation = convert(checkpoint, seven_scenes_convention(KINECT), POSES, PICTURES)
-    network = VMLoc(official_network(1024, 0.255, "white")).eval()
-    network.load_state_dict(tensors)
+    network, normalisation = converted
     rgb, depth = pictures()
     theirs = {name: image for name, image in official_pictures(rgb, depth).items() if name in modalities}
     ours = {"rgb": normalise_rgb(torch.from_numpy(rgb), normalisation)}
@@ -212,13 +226,9 @@ def test_the_converted_network_computes_the_official_formula(state: State, modal
     assert np.allclose(raw.T_map_camera[:, :3, :3], R, rtol=0.0, atol=1e-5)
 
 
-def test_samples_scatter_as_in_the_published_code(state: State) -> None:
+def test_samples_scatter_as_in_the_published_code(state: State, converted: tuple[VMLoc, Normalisation]) -> None:
     """Their sampler's deviation is 0.001 times the variance; the regressors have never seen more."""
-    network = VMLoc(official_network(1024, 0.255, "white")).eval()
-    tensors, _ = convert(
-        OfficialCheckpoint(state, 1024, None, None, None), seven_scenes_convention(KINECT), POSES, PICTURES
-    )
-    network.load_state_dict(tensors)
+    network, _ = converted
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         posterior = network({"rgb": Present(image, torch.arange(1))}, 1)
@@ -227,16 +237,16 @@ def test_samples_scatter_as_in_the_published_code(state: State) -> None:
     assert torch.allclose(moved[0], 1e-3 * variance, rtol=0.0, atol=1e-6)
 
 
-def constant_network(output_6: np.ndarray) -> State:
+def constant_network(small: State, output_6: np.ndarray) -> State:
     """Their network with an answer that does not depend on what it sees."""
-    state = random_state(16)
+    state = dict(small)
     for name, values in (("fc_xyz1", output_6[:3]), ("fc_wpqr1", output_6[3:])):
         state[f"{name}.weight"] = torch.zeros(3, 16)
         state[f"{name}.bias"] = torch.from_numpy(values).float()
     return state
 
 
-def test_robotcar_poses_become_those_of_our_reader(tmp_path: Path) -> None:
+def test_robotcar_poses_become_those_of_our_reader(small: State, tmp_path: Path) -> None:
     """A network that answers exactly its label, (northing, easting, altitude) and the INS's rotation, is right."""
     stamp, (north, east, down), rpy = 1_403_774_700_000_000, (120.0, 250.0, -0.5), (0.03, -0.02, 2.4)
     write_ins(tmp_path / "drive" / "gps" / "ins.csv", [
@@ -254,7 +264,7 @@ def test_robotcar_poses_become_those_of_our_reader(tmp_path: Path) -> None:
     stats = np.array([[northing + 90.0, easting + 200.0, altitude], [110.0, 98.5, 1.4]])
     label = np.array([north + northing, east + easting, -(down - altitude)])
     log_quat = 0.5 * Rotation.from_euler("ZYX", rpy[::-1]).as_rotvec()
-    state = constant_network(np.concatenate([(label - stats[0]) / stats[1], log_quat]))
+    state = constant_network(small, np.concatenate([(label - stats[0]) / stats[1], log_quat]))
     convention = robotcar_convention(tmp_path)
     tensors, normalisation = convert(OfficialCheckpoint(state, 16, None, None, None), convention, stats, PICTURES)
     network = VMLoc(official_network(16, 50.0, "black"))
@@ -323,8 +333,8 @@ def without(name: str) -> Callable[[State], object]:
         (lambda s: s.update({"position.0.bias": s.pop("fc_xyz1.bias")}), r"'fc_xyz1\.bias' is missing"),
     ],
 )
-def test_the_first_wrong_tensor_is_named(spoil: Callable[[State], object], says: str) -> None:
-    state = random_state(16)
+def test_the_first_wrong_tensor_is_named(small: State, spoil: Callable[[State], object], says: str) -> None:
+    state = dict(small)
     assert check_tensors(state, Path("a.pth.tar")) == 16
     spoil(state)
     with pytest.raises(CheckpointError, match=rf"a\.pth\.tar.*{says}"):
