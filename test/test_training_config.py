@@ -13,7 +13,7 @@ from vmloc_ros.training_config import TrainingConfig, load_training_config, pars
 MODELS = Path(__file__).resolve().parents[1] / "models"
 
 
-@pytest.mark.parametrize("path", sorted(MODELS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(MODELS.glob("vmloc_*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path: Path) -> None:
     config = load_training_config(path)
     assert config.name == path.stem
@@ -34,6 +34,14 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         ({"data": {"train": ["a"], "validation": ["a"]}}, "both train and validation"),
         ({"localizer": {"input": {"depth_source": "none"}}}, "depth_source is none"),
         ({"localizer": {"input": {"use_image": False}}}, "use_image is false"),
+        ({"localizer": {"projection": {"kind": "cylindrical"}}}, r"augmentation\.margin to 0"),
+        (
+            {
+                "localizer": {"projection": {"kind": "cylindrical"}},
+                "augmentation": {"margin": 0.0, "move_chance": 0.5},
+            },
+            "move_chance to 0",
+        ),
         ({"calibration": {"on_training": True}, "data": {"hold_out": ["1-2"]}}, "on_training"),
     ],
 )

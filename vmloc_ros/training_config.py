@@ -224,6 +224,14 @@ class TrainingConfig(StrictModel):
             raise ValueError("network.modalities has depth, but localizer.input.depth_source is none")
         if self.calibration.on_training and (self.data.validation or self.data.hold_out):
             raise ValueError("calibration.on_training is for data without validation or hold_out")
+        from_lidar = self.localizer.input.depth_source in ("points", "scan")
+        cylinder = "depth" in self.network.modalities and self.localizer.projection.kind == "cylindrical"
+        turns = self.augmentation.margin > 0.0 and self.augmentation.turn_labels
+        if from_lidar and cylinder and (turns or self.augmentation.move_chance > 0.0):
+            raise ValueError(
+                "with projection.kind cylindrical the depth image is the lidar's and does not turn with a shifted or "
+                "moved camera: set augmentation.margin to 0 (or turn_labels to false) and move_chance to 0"
+            )
         if "rgb" in self.network.modalities and not self.localizer.input.use_image:
             raise ValueError("network.modalities has rgb, but localizer.input.use_image is false")
         if self.trunk_weights != "none" and self.network.trunk == "small":
