@@ -175,8 +175,8 @@ class Evaluation:
     Attributes:
         frames: all frames with truth, in their order.
         conditions: at least one.
-        nearest_pose: the training pose nearest to the truth, whatever its image looks like: what a perfect retrieval
-            would answer; None where the model has no training poses.
+        nearest_pose: the training pose nearest in position to the truth, whatever its image looks like: no retrieval
+            can be nearer; None where the model has no training poses.
         worst: in the first condition, largest position error first; each frame with all the sensors that it has.
     """
 
@@ -302,7 +302,6 @@ def evaluate(
     nearest_pose = Answers() if retrieval is not None else None
     true: list[TrueFrame] = []
     worst = _Worst(WORST)
-    view_m = float(np.exp(localizer.card.normalisation.depth_log_mean))
     for index, (frame, T_map_camera, recording) in enumerate(frames):
         advance()
         true.append(TrueFrame(recording, frame.stamp_ns, T_map_camera))
@@ -321,7 +320,7 @@ def evaluate(
                     found[level] = retrieval.nearest(seen.rgb)
                 condition.retrieval.add(index, frame.stamp_ns, T_map_camera, found[level])
         if retrieval is not None and nearest_pose is not None:
-            nearest_pose.add(index, frame.stamp_ns, T_map_camera, retrieval.nearest_pose(T_map_camera, view_m))
+            nearest_pose.add(index, frame.stamp_ns, T_map_camera, retrieval.nearest_pose(T_map_camera))
         for shown, answer in itertools.islice(known.values(), len(modes)):  # the first condition's
             if shown is not None and isinstance(answer, PoseEstimate):
                 error_m = float(np.linalg.norm(answer.T_map_camera[:3, 3] - T_map_camera[:3, 3]))

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy.ndimage import median_filter
 
 from vmloc_ros.corruption import INTACT, touched
@@ -44,7 +44,8 @@ CONDITION_LABELS = {
     "depth:1": "depth\nmasked",
     "depth:2": "depth\nmissing",
 }
-MEDIAN_FRAMES = 15
+FEW_FRAMES, SHORT_MEDIAN, LONG_MEDIAN = 200, 5, 15
+"""Of fewer frames the dots are larger and the running median is shorter."""
 MANY_RECORDINGS = 8
 """So many recordings are named where the time axis passes from one to the next."""
 
@@ -109,22 +110,26 @@ def by_name(condition: Condition, whole: bool = True) -> dict[str, Answers]:
 def draw_paths(figure: Figure, result: Evaluation, methods: Mapping[str, Answers]) -> None:
     """A panel per method: its positions from above, a dot per frame, over the true ones."""
     path = np.array([frame.T_map_camera[:2, 3] for frame in result.frames])
-    low, high = path.min(axis=0), path.max(axis=0)
-    margin = 0.12 * max(float((high - low).max()), 1e-3)  # wild answers do not shrink the picture
+    span_m = max(float(np.ptp(path, axis=0).max()), 1e-3)
+    usual_m = max(float(np.median(answers.errors().position_m)) for answers in methods.values())
+    half = 0.5 * span_m + max(0.12 * span_m, min(2.0 * usual_m, span_m))  # wild answers do not shrink the picture
+    centre = 0.5 * (path.min(axis=0) + path.max(axis=0))
     panels = np.atleast_1d(figure.subplots(1, len(methods), sharex=True, sharey=True))
     for axes, (name, answers) in zip(panels, methods.items(), strict=True):
         xy = np.array(answers.estimates)[:, :2, 3]
         axes.plot(*path.T, ".", ms=4, mew=0, color=COLOURS["truth"], alpha=0.6, label=LABELS["truth"])
         axes.plot(*xy.T, ".", ms=3, mew=0, color=MODE_COLOURS[name])
-        outside = int((~((xy >= low - margin) & (xy <= high + margin)).all(axis=1)).sum())
+        outside = int((np.abs(xy - centre) > half).any(axis=1).sum())
         if outside:
             where: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "bottom"}
             axes.text(0.99, 0.01, f"{outside} of {len(xy)} lie outside", fontsize=7.5, color="#666666", **where)
         axes.set_title(MODE_LABELS[name])
         axes.set_aspect("equal", adjustable="box")
         axes.set_xlabel("x in map (m)")
-    panels[0].set_xlim(low[0] - margin, high[0] + margin)
-    panels[0].set_ylim(low[1] - margin, high[1] + margin)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    panels[0].set_xlim(centre[0] - half, centre[0] + half)
+    panels[0].set_ylim(centre[1] - half, centre[1] + half)
     panels[0].set_ylabel("y in map (m)")
     panels[0].legend(loc="upper left", fontsize=8, markerscale=2.0, handletextpad=0.2)
 
@@ -147,16 +152,19 @@ def seconds_of(result: Evaluation) -> tuple[Array, list[tuple[str, float]]]:
 def draw_errors_over_time(figure: Figure, result: Evaluation, methods: Mapping[str, Answers]) -> None:
     """Position and rotation errors on logarithmic axes: a dot per frame, a line for the running median."""
     seconds, starts = seconds_of(result)
+    few = len(seconds) < FEW_FRAMES
+    dots: dict[str, Any] = {"ms": 4.5, "alpha": 0.6} if few else {"ms": 3.0, "alpha": 0.4}
+    window = SHORT_MEDIAN if few else LONG_MEDIAN
     position, rotation = figure.subplots(2, 1, sharex=True)
     for name, answers in methods.items():
         errors, style = answers.errors(), {"color": MODE_COLOURS[name]}
         recordings = np.array([result.frames[k].recording for k in answers.frames])
         for axes, values in ((position, errors.position_m), (rotation, errors.rotation_deg)):
             drawn = np.maximum(values, SMALLEST)
-            axes.plot(seconds[answers.frames], drawn, ".", ms=3.0, mew=0, alpha=0.35, **style)
+            axes.plot(seconds[answers.frames], drawn, ".", mew=0, **dots, **style)
             for recording, _ in starts:
                 own = recordings == recording
-                line = median_filter(drawn[own], MEDIAN_FRAMES, mode="nearest") if own.any() else drawn[own]
+                line = median_filter(drawn[own], window, mode="nearest") if own.any() else drawn[own]
                 label = MODE_LABELS[name] if recording == starts[0][0] else None
                 axes.plot(seconds[answers.frames][own], line, lw=1.4, label=label, **style)
     for axes, unit, limits in ((position, "m", (0.001, 300.0)), (rotation, "deg", (0.01, 180.0))):
@@ -167,7 +175,7 @@ def draw_errors_over_time(figure: Figure, result: Evaluation, methods: Mapping[s
             if axes is rotation:
                 at: Any = axes.get_xaxis_transform()
                 axes.text(start_s, 0.99, f" {name}", transform=at, va="top", fontsize=7, color="#666666")
-    position.set_title(f"Error of the camera's pose; lines: running median of {MEDIAN_FRAMES} frames")
+    position.set_title(f"Error of the camera's pose; lines: running median of {window} frames")
     position.set_ylabel("position error")
     rotation.set_ylabel("rotation error")
     rotation.set_xlabel("time since the first frame" + (", recordings one after another (s)" if starts[1:] else " (s)"))

@@ -78,16 +78,14 @@ class Retrieval:
     def __len__(self) -> int:
         return len(self._thumbnails)
 
-    def nearest_pose(self, T_map_camera: Array, view_m: float) -> Array:
-        """The training pose nearest to a pose, whatever the images look like: a perfect retrieval's answer.
+    def nearest_pose(self, T_map_camera: Array) -> Array:
+        """The training pose nearest in position, whatever its image looks like: no look-up can be nearer.
 
-        Nearest is the least `|dp| + view_m * angle`: by so much moves what is `view_m` metres ahead of the camera. Of
-        several poses at one place it is the one that looks the same way.
+        It may look another way. Of several at one place it is the one that is turned least.
         """
         position, quat = T_map_camera[:3, 3], Rotation.from_matrix(T_map_camera[:3, :3]).as_quat()
         distance_N = np.linalg.norm(self._positions - position, axis=1)
-        angle_N = 2.0 * np.arccos(np.clip(np.abs(self._quats @ quat), 0.0, 1.0))
-        index = int(np.argmin(distance_N + view_m * angle_N))
+        index = int(np.lexsort((-np.abs(self._quats @ quat), distance_N))[0])
         return pose_from_quaternion(self._positions[index], self._quats[index])
 
     def nearest(self, rgb: NDArray[np.uint8]) -> Array:

@@ -42,7 +42,7 @@ def print_evaluation(report: Report, console: Console | None = None) -> None:
 def error_table(report: Report) -> Table:
     """Median, mean and 95th percentile of position and rotation; on which share a mode is nearer than retrieval."""
     headers = ("frames", "median\nm", "mean\nm", "p95\nm", "median\ndeg", "mean\ndeg", "p95\ndeg", "beats\nimage %")
-    table = _table("errors of T_map_camera; beats image: position/rotation nearer than retrieval's", headers)
+    table = _table("errors of T_map_camera; beats image: in position/in rotation", headers)
     for section, name, entry in _rows(report):
         if section:
             table.add_row(section, style="bold")
@@ -63,7 +63,7 @@ def uncertainty_table(report: Report) -> Table:
     """NEES, coverage and likelihood of the covariances, and the experts' shares of the precision."""
     headers = ("NEES\n/ 6", "in\n50 %", "in\n90 %", "in\n95 %", "log-l.\nmodel", "log-l.\nconst.")
     experts = ("rgb\n%", "depth\n%", "prior\n%")
-    title = "covariances: share of frames inside, log-likelihood; weight of the experts"
+    title = "covariances: frames inside, log-likelihood; weight of the experts"
     table = _table(title, (*headers, *experts))
     for section, name, entry in _rows(report):
         if section:
