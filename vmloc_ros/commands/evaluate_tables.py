@@ -90,7 +90,8 @@ def note_lines(report: Report) -> list[str]:
 
 def number(value: float) -> str:
     """Three digits after the point for small numbers, fewer for large ones."""
-    return f"{value:.3f}" if abs(value) < 10.0 else f"{value:.2f}" if abs(value) < 100.0 else f"{value:.1f}"
+    digits = 3 if abs(value) < 9.9995 else 2 if abs(value) < 99.995 else 1  # where rounding adds a digit in front
+    return f"{value:.{digits}f}"
 
 
 def _table(title: str, headers: tuple[str, ...]) -> Table:
