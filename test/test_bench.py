@@ -6,10 +6,12 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
-from vmloc_ros.commands import bench
+from vmloc_ros.commands import bench, bench_training
 from vmloc_ros.errors import CheckpointError
 
 
@@ -52,3 +54,38 @@ def test_the_whole_benchmark_with_the_packaged_model(tmp_path: Path, project_roo
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         bench.network_rows(tmp_path / "nothing", 0.0)
+
+
+SMALL = bench_training.Case(trunk="resnet18", pixels=32, latent=32)
+
+
+def test_training_sides_are_timed() -> None:
+    row = bench_training.bench_training(1, SMALL)
+    assert row.ratio == pytest.approx(row.samples_per_s / row.reference_samples_per_s)
+    assert all(math.isfinite(value) and value > 0.0 for value in (row.samples_per_s, row.ratio, row.cost_of_k))
+
+
+def test_our_side_leaves_out_what_is_not_shown() -> None:
+    """Three of five samples show both modalities, one each alone; nothing else is encoded."""
+    shown = bench_training._shown(SMALL)
+    assert shown["rgb"].tolist() == [0, 1, 2, 3]
+    assert shown["depth"].tolist() == [0, 1, 2, 4]
+
+
+def test_both_training_sides_really_learn() -> None:
+    """The straightforward loop is no straw man that computes something else: its loss falls on the five frames."""
+    torch.manual_seed(0)
+    frames = bench_training._frames(SMALL)
+    theirs = bench_training.straightforward_step(SMALL, *frames)
+    losses = [float(theirs()) for _ in range(12)]  # type: ignore[arg-type]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    ours = bench_training.our_step(SMALL, *frames)
+    steps = [ours() for _ in range(12)]
+    assert all(problem == "" for _, _, problem in steps)  # type: ignore[misc]
+    assert np.mean([step[0] for step in steps[-3:]]) < np.mean([step[0] for step in steps[:3]])  # type: ignore[index]
+
+
+def test_the_straightforward_product_is_the_papers() -> None:
+    means, variances = ([torch.full((1, 1), v) for v in values] for values in ((0.0, 2.0, -1.0), (1.0, 0.5, 0.25)))
+    mean, variance = bench_training.product_with_prior(means[1:], variances[1:])
+    assert (mean.item(), variance.item()) == pytest.approx((0.0, 1.0 / 7.0))

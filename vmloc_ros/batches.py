@@ -26,14 +26,14 @@ from vmloc_ros.types import Modality
 
 
 class Part(NamedTuple):
-    """Part `index` of `of` of every batch: what one process trains on."""
+    """Part `number` of `of` of every batch: what one process trains on."""
 
-    index: int = 0
+    number: int = 0
     of: int = 1
 
     def rows(self, size: int) -> range:
         """Its rows of a batch of that size; the parts are of nearly equal size."""
-        return range(size * self.index // self.of, size * (self.index + 1) // self.of)
+        return range(size * self.number // self.of, size * (self.number + 1) // self.of)
 
 
 class Batch(NamedTuple):

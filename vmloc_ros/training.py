@@ -139,6 +139,32 @@ def train(
         return loop.run(validation_samples, key, tell)
 
 
+def training_step(
+    fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, importance: bool, clip_norm: float
+) -> tuple[float, float, str]:
+    """One step of an `Objective` and its optimizer, as `fabric.setup` gave them.
+
+    Returns:
+        The whole batch's loss and bound, and what was not finite ("loss", "gradient" or nothing): then no weight has
+        changed.
+    """
+    own_loss, own_bound = model(batch.to(fabric.device), importance, fabric.world_size > 1)
+    loss, bound = total(fabric, torch.stack([own_loss, own_bound]))
+    if not math.isfinite(loss):
+        return loss, bound, "loss"
+    optimizer.zero_grad()
+    fabric.backward(own_loss * fabric.world_size)  # the processes' gradients are averaged, and these add up
+    for name, encoder in model.network.encoders.items():
+        if name not in batch.inputs:
+            encoder.zero_grad()  # zeros are not the same as none: no moment or weight decays without a sample
+    norm = fabric.clip_gradients(model, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+    scaler = getattr(fabric.strategy.precision, "scaler", None)  # it leaves out a step that overflows, and scales less
+    if scaler is None and norm is not None and not math.isfinite(norm.item()):
+        return loss, bound, "gradient"
+    optimizer.step()
+    return loss, bound, ""
+
+
 class _Loop:
     """A training under way, in one process."""
 
@@ -222,7 +248,10 @@ class _Loop:
             rate = learning_rate(step, steps, config.optimizer)
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
-            loss, bound, problem = self._step(batch, step >= config.objective.importance_after * steps)
+            importance = step >= config.objective.importance_after * steps
+            loss, bound, problem = training_step(
+                self._fabric, self._model, self._optimizer, batch, importance, config.optimizer.clip_norm
+            )
             if problem:
                 self._refuse(batches[index], problem, epoch)
             if self._average is not None:
@@ -235,27 +264,6 @@ class _Loop:
         seconds = time.monotonic() - started
         speed: Row = {"samples_per_s": len(self._samples) / seconds, "data_wait_share": waited / seconds}
         return row | self._scales() | speed
-
-    def _step(self, batch: Batch, importance: bool) -> tuple[float, float, str]:
-        """One step; returns the whole batch's loss and bound, and what was not finite: then no weight has changed."""
-        fabric, optimizer = self._fabric, self._optimizer
-        own_loss, own_bound = self._model(batch.to(fabric.device), importance, fabric.world_size > 1)
-        loss, bound = total(fabric, torch.stack([own_loss, own_bound]))
-        if not math.isfinite(loss):
-            return loss, bound, "loss"
-        optimizer.zero_grad()
-        fabric.backward(own_loss * fabric.world_size)  # the processes' gradients are averaged, and these add up
-        for name, encoder in self._objective.network.encoders.items():
-            if name not in batch.inputs:
-                encoder.zero_grad()  # zeros are not the same as none: no moment or weight decays without a sample
-        norm = fabric.clip_gradients(
-            self._model, optimizer, max_norm=self._config.optimizer.clip_norm, error_if_nonfinite=False
-        )
-        scaled = self._config.precision == "16-mixed"  # its scaler leaves out a step that overflows, and scales less
-        if not scaled and norm is not None and not math.isfinite(norm.item()):
-            return loss, bound, "gradient"
-        optimizer.step()
-        return loss, bound, ""
 
     def _scales(self) -> Row:
         """The learned beta and gamma."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,8 +49,8 @@ class State:
     """
 
     progress: Progress
-    best: Mapping[str, Tensor]
-    precision: Mapping[str, float]
+    best: dict[str, Tensor]
+    precision: dict[str, float]
 
 
 def save_state(
@@ -71,7 +70,7 @@ def save_state(
         tensors |= {
             f"optimizer/{index}/{name}": torch.as_tensor(value).cpu().contiguous() for name, value in entries.items()
         }
-    about = {"key": key, "progress": json.dumps(vars(state.progress)), "precision": json.dumps(dict(state.precision))}
+    about = {"key": key, "progress": json.dumps(vars(state.progress)), "precision": json.dumps(state.precision)}
     files.write_bytes(folder / STATE, save_safetensors(tensors, metadata=about))
 
 

@@ -103,6 +103,9 @@ def plot(
 
 def bench(
     model: Annotated[Path | None, typer.Option(help="Trained model; by default the town's own.")] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="Time training steps of the paper's network instead (minutes).")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions.")] = False,
     json: Json = None,
 ) -> None:
@@ -110,6 +113,11 @@ def bench(
 
     Example: vmloc bench --json out/bench.json
     """
+    if training:
+        from vmloc_ros.commands.bench_training import run_bench_training
+
+        run_bench_training(quick, json)
+        return
     from vmloc_ros.commands.bench import run_bench
 
     run_bench(model, quick, json)
