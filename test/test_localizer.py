@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pictures import CAMERA, NORMALISATION, TINY, card_of, frame_at
 
 from vmloc_ros.assembly import UNKNOWN_CAMERA
 from vmloc_ros.checkpoint import save_model
 from vmloc_ros.config import ModelConfig, parse
 from vmloc_ros.errors import CheckpointError, ConfigError, ModelInputError
-from vmloc_ros.geometry import is_pose
+from vmloc_ros.geometry import exp_se3, exp_so3, inverse, is_pose, log_so3, quaternion_from_pose
 from vmloc_ros.localizer import Localizer, choose_device, load_localizer
 from vmloc_ros.networks.config import NetworkConfig
 from vmloc_ros.networks.inputs import fit_rgb
@@ -189,8 +191,6 @@ def test_a_batch_gives_the_same_poses_as_single_frames() -> None:
 def test_scatter_is_of_right_perturbations() -> None:
     """Samples made as T exp(d) in network units give back the second moment of d."""
     rng = np.random.default_rng(0)
-    from vmloc_ros.geometry import exp_so3, log_so3
-
     log_quat = np.array([0.3, -0.2, 0.5])
     R = exp_so3(2 * log_quat)
     d = 1e-3 * rng.normal(size=(50, 6))
@@ -199,3 +199,29 @@ def test_scatter_is_of_right_perturbations() -> None:
     poses, scatter = poses_and_scatter(position[:, None], rotations[:, None], NORMALISATION)
     assert np.allclose(poses[0, :3, :3], R)
     assert np.allclose(scatter[0], d.T @ d / 50, atol=1e-9)
+
+
+@given(st.integers(0, 10_000))
+def test_a_mounting_moves_poses_and_their_scatter(seed: int) -> None:
+    """As if every sample's pose had been moved by itself: T_camera = T_output T_output_camera."""
+    rng = np.random.default_rng(seed)
+    M = exp_se3(rng.normal(size=6))
+    mounted = NORMALISATION.model_copy(update={"mounting": [*M[:3, 3].tolist(), *quaternion_from_pose(M).tolist()]})
+    position, log_quat = 0.3 * rng.normal(size=(5, 2, 3)), 0.2 * rng.normal(size=(5, 2, 3))
+    poses, scatter = poses_and_scatter(position, log_quat, mounted)
+    for n in range(2):
+        samples = [poses_and_scatter(position[[k]], log_quat[[k]], NORMALISATION)[0][n] @ M for k in range(5)]
+        assert np.allclose(poses[n], samples[0], atol=1e-9)
+        relative = [inverse(samples[0]) @ T for T in samples[1:]]
+        offsets = np.array([[*T[:3, 3], *log_so3(T[:3, :3])] for T in relative])
+        assert np.allclose(scatter[n], offsets.T @ offsets / 4, atol=1e-9)
+
+
+def test_without_samples_the_scatter_is_zero() -> None:
+    position, log_quat = np.full((1, 2, 3), 0.1), np.full((1, 2, 3), 0.2)
+    position[0, 1, 0] = np.nan
+    poses, scatter = poses_and_scatter(position, log_quat, NORMALISATION)
+    assert is_pose(poses[0])
+    assert not scatter[0].any()
+    assert np.isnan(poses[1, :3]).all()
+    assert np.isnan(scatter[1]).all()
