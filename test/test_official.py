@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,12 +168,14 @@ def small() -> State:
 
 @pytest.fixture(scope="module")
 def file(small: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole checkpoint as their training saves it."""
+    """A whole checkpoint as their training saves it: a module's state, with the versions that a module adds."""
     path = tmp_path_factory.mktemp("official") / "red_kitchen.pth.tar"
+    saved = OrderedDict(small)
+    saved._metadata = OrderedDict({"": {"version": 1}})  # type: ignore[attr-defined]
     optimiser = {"state": {0: {"step": 3, "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 5e-5, "params": [0]}]}
     criterion = {"sax": torch.tensor([0.5]), "saq": torch.tensor([-3.5])}
     torch.save(
-        {"epoch": 295, "model_state_dict": small, "optim_state_dict": optimiser, "criterion_state_dict": criterion},
+        {"epoch": 295, "model_state_dict": saved, "optim_state_dict": optimiser, "criterion_state_dict": criterion},
         path,
     )
     return path
@@ -339,6 +342,15 @@ def test_the_first_wrong_tensor_is_named(small: State, spoil: Callable[[State], 
     spoil(state)
     with pytest.raises(CheckpointError, match=rf"a\.pth\.tar.*{says}"):
         check_tensors(state, Path("a.pth.tar"))
+
+
+def test_old_files_and_those_of_several_gpus_are_read(small: State, tmp_path: Path) -> None:
+    """The format before PyTorch 1.6, and the prefix that DataParallel puts before every name."""
+    content = {"model_state_dict": {f"module.{name}": tensor for name, tensor in small.items()}}
+    torch.save(content, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False)
+    checkpoint = read_checkpoint(tmp_path / "old.pth.tar")
+    assert (checkpoint.latent, checkpoint.epoch, checkpoint.beta, checkpoint.gamma) == (16, None, None, None)
+    assert all(torch.equal(checkpoint.tensors[name], tensor) for name, tensor in small.items())
 
 
 def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
