@@ -15,10 +15,10 @@ PACKAGE = PROJECT / "vmloc_ros"
 LAYERS = {
     0: "errors geometry config types files",
     1: "buffers camera images clouds fitting projection novel_views accumulation trajectory odometry increments filter relocalization "
-    "replay history fusion metrics messages pairing clock extrinsics parameter_file uncertainty "
+    "replay history fusion metrics messages pairing clock extrinsics parameter_file uncertainty neighbours covariance_fit "
     "corruption",
     2: "datasets networks losses",
-    3: "checkpoint training training_config training_state machines weight_average augmentation trunk_weights official validation split samples "
+    3: "checkpoint training training_config training_state machines weight_average augmentation trunk_weights official validation calibration neighbour_file split samples "
     "batches objective localizer runtimes frame_source assembly outputs pipeline bags bag_messages bag_writer "
     "bag_recording evaluation run_log run_outputs "
     "report retrieval recordings sample_pieces piece_workers division preparation plots plots_evaluation plots_reliability plots_worst comparison comparison_tables plots_comparison",

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, field_validator
 from safetensors import SafetensorError
@@ -24,12 +25,14 @@ from vmloc_ros.config import InputConfig, ProjectionConfig, StrictModel, parse, 
 from vmloc_ros.errors import CheckpointError, ConfigError
 from vmloc_ros.networks.config import NetworkConfig, Normalisation
 from vmloc_ros.types import Mode, PinholeIntrinsics
+from vmloc_ros.uncertainty import Calibration
 
 WEIGHTS = "model.safetensors"
 CARD = "card.yaml"
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
 RETRIEVAL = "retrieval.safetensors"
+NEIGHBOURS = "neighbours.safetensors"
 MAX_HEADER_BYTES = 100_000_000
 
 
@@ -44,19 +47,40 @@ class CameraCard(StrictModel):
     cy: float
 
 
-class ModeCalibration(StrictModel):
-    """How sure the model is with one set of modalities, measured on validation frames.
+class Judgement(StrictModel):
+    """How true covariances were on frames they were not calibrated on."""
 
-    A frame's covariance is `base_66 * clip(spread / spread_median, 1/limit, limit) ** exponent`, where the spread is
-    the size of the pose's scatter over latent samples.
+    blocks: int = Field(ge=1, description="Stretches of data, each judged by what was fitted without it.")
+    frames: int = Field(ge=1)
+    nees: float = Field(ge=0.0, description="Mean NEES over its expectation, 6: 1 is true, more is overconfident.")
+    coverage: dict[str, float] = Field(description="Share of the frames in the ellipsoids of 50, 90 and 95 %.")
+    log_likelihood: float = Field(description="Per frame, natural logarithm, metres and radians.")
+    constant: float = Field(description="The same of the best constant covariance of the calibration frames.")
+    own_constant: float = Field(description="The same of the best constant covariance of the judged frames themselves.")
+
+
+class ModeCalibration(StrictModel):
+    """How sure the model is with one set of modalities, measured on validation frames; see `uncertainty.Calibration`.
+
+    With neighbours the evidence of a frame is where the training frames nearest to it in the latent space were taken
+    (`neighbours.safetensors`), else the scatter of the pose over latent samples.
     """
 
     base_66: list[list[float]] = Field(description="Covariance of (x, y, z, rot x, rot y, rot z) in camera axes.")
-    exponent: float = Field(ge=0.0, description="How strongly the latent scatter scales it.")
+    exponent: float = Field(0.0, ge=0.0, description="How strongly the latent scatter's size scales it.")
     spread_median: float = Field(gt=0.0, description="Median latent scatter on the validation frames.")
     spread_p95: float = Field(gt=0.0, description="Its 95th percentile; beyond it the health score falls.")
     limit: float = Field(30.0, ge=1.0, description="Largest ratio of scatters that is believed.")
     frames: int = Field(ge=0, description="Validation frames behind these numbers.")
+    evidence: Literal["none", "scatter", "neighbours"] = Field("none", description="What the fields below are of.")
+    share: float = Field(0.0, ge=0.0, description="Of the evidence's covariance, added to base_66.")
+    distance_median: float = Field(1.0, gt=0.0, description="Median distance to the nearest training latent.")
+    distance_exponent: float = Field(0.0, ge=0.0, description="How strongly that distance scales the covariance.")
+    distance_p95: float | None = Field(None, gt=0.0, description="Its 95th percentile; beyond it the health falls.")
+    disagreement_median: float = Field(1.0, gt=0.0, description="Median size of the evidence in metres.")
+    disagreement_exponent: float = Field(0.0, ge=0.0, description="How strongly that size scales the covariance.")
+    judged: Judgement | None = Field(None, description="Leave one block out; none where it could not be done.")
+    unverified: str = Field("", description="Why these numbers were not judged on other data.")
 
     @field_validator("base_66")
     @classmethod
@@ -64,6 +88,22 @@ class ModeCalibration(StrictModel):
         if len(value) != 6 or any(len(row) != 6 for row in value):
             raise ValueError("must be 6 rows of 6 numbers")
         return value
+
+    def rule(self) -> Calibration:
+        """What turns evidence into covariances."""
+        return Calibration(
+            np.array(self.base_66),
+            self.exponent,
+            self.spread_median,
+            self.spread_p95,
+            self.limit,
+            self.share,
+            self.distance_median,
+            self.distance_exponent,
+            np.inf if self.distance_p95 is None else self.distance_p95,
+            self.disagreement_median,
+            self.disagreement_exponent,
+        )
 
 
 class ModelCard(StrictModel):
@@ -86,6 +126,7 @@ class ModelCard(StrictModel):
     training: dict[str, Any] = Field(default_factory=dict, description="Data, seed, versions, duration.")
     licence: str = Field("", description="Of the data that the weights were learnt from.")
     sha256: str = Field("", description=f"Of {WEIGHTS}.")
+    neighbours_sha256: str = Field("", description=f"Of {NEIGHBOURS}; empty where there is none.")
 
     @field_validator("calibration", mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -18,11 +19,12 @@ import torch
 from vmloc_ros.checkpoint import ModelCard, fill_network, load_model
 from vmloc_ros.config import ModelConfig
 from vmloc_ros.errors import CheckpointError, ConfigError, ModelInputError
+from vmloc_ros.neighbour_file import evidence_for, read_neighbours
+from vmloc_ros.neighbours import Neighbours
 from vmloc_ros.networks.inputs import centre_crop, fit_depth, fit_intrinsics, fit_rgb
 from vmloc_ros.networks.vmloc import VMLoc
 from vmloc_ros.runtimes.torch import Runtime, TorchRuntime
 from vmloc_ros.types import Frame, FusedState, Modality, Mode, NoPose, PinholeIntrinsics, PoseEstimate
-from vmloc_ros.uncertainty import Calibration
 
 MAX_FOCAL_RATIO = 1.15
 """A camera whose view is narrower or wider than the training camera's by more than this shows another world."""
@@ -60,7 +62,13 @@ class Localizer(Protocol):
 class VMLocLocalizer:
     """Pose regression from a single frame by VMLoc; it has no memory."""
 
-    def __init__(self, card: ModelCard, runtime: Runtime, fallback: str = "") -> None:
+    def __init__(
+        self,
+        card: ModelCard,
+        runtime: Runtime,
+        fallback: str = "",
+        neighbours: Mapping[Mode, Neighbours] | None = None,
+    ) -> None:
         self.card = card
         self.device = runtime.device
         self.fallback = fallback
@@ -70,10 +78,8 @@ class VMLocLocalizer:
         self._rows = round(network.height * (1.0 + card.crop_margin))
         self._columns = round(network.width * (1.0 + card.crop_margin))
         self._crop = centre_crop(self._rows, self._columns, network.height, network.width)
-        self._calibrations = {
-            mode: Calibration(np.array(c.base_66), c.exponent, c.spread_median, c.spread_p95, c.limit)
-            for mode, c in card.calibration.items()
-        }
+        self._calibrations = {mode: calibration.rule() for mode, calibration in card.calibration.items()}
+        self._neighbours = neighbours or {}
 
     def localize(self, frame: Frame, prior: FusedState | None = None) -> PoseEstimate | NoPose:
         """See `Localizer`; `prior` is not used."""
@@ -103,13 +109,14 @@ class VMLocLocalizer:
         T, scatter = raw.T_map_camera[0], raw.scatter_N66[0]
         if not (np.isfinite(T).all() and np.isfinite(scatter).all()):
             return NoPose(frame.stamp_ns, "the network's output is not finite")
+        evidence = evidence_for(self.card.calibration[mode].evidence, self._neighbours.get(mode), raw)
         return PoseEstimate(
             stamp_ns=frame.stamp_ns,
             T_map_camera=T,
-            cov_66=calibration.covariance(scatter),
+            cov_66=calibration.covariance(scatter, evidence),
             expert_weights={name: float(share[0]) for name, share in raw.shares.items()},
             mode=mode,
-            health=calibration.health(scatter),
+            health=calibration.health(scatter, evidence),
         )
 
     def _camera_mismatch(self, camera: PinholeIntrinsics) -> str:
@@ -185,7 +192,8 @@ def load_localizer(path: Path, config: ModelConfig) -> Localizer:
             f"`vmloc calibrate {path} SRC --format F`"
         )
     use_threads(config.threads)
-    return VMLocLocalizer(card, TorchRuntime(network, card.normalisation, card.latent_samples, device), fallback)
+    runtime = TorchRuntime(network, card.normalisation, card.latent_samples, device)
+    return VMLocLocalizer(card, runtime, fallback, read_neighbours(path, card))
 
 
 def modes_of(card: ModelCard) -> list[Mode]:

@@ -42,19 +42,54 @@ def in_blocks(positions: NDArray[np.float64], blocks: Sequence[str]) -> NDArray[
     return inside
 
 
+def usable_samples(store: SampleStore, data: DataConfig, network: NetworkConfig) -> NDArray[np.bool_]:
+    """Which samples have a modality of the network and are not discarded (N,)."""
+    usable = np.zeros(len(store), dtype=bool)
+    if network.has(Modality.RGB):
+        usable |= store.has_rgb
+    if network.has(Modality.DEPTH):
+        usable |= store.has_depth
+    return usable & ~in_blocks(positions_of(store, data), data.discard)
+
+
+def in_recordings(store: SampleStore, names: Sequence[str]) -> NDArray[np.bool_]:
+    """Whether each sample is of one of the recordings (N,)."""
+    return np.array([name in names for name in store.recordings], dtype=bool)[store.recording_of]
+
+
 def split(store: SampleStore, data: DataConfig, network: NetworkConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices of the training and of the validation samples; those without a modality of the network are left out.
 
     Raises:
         ConfigError: a recording or block that does not exist.
     """
-    usable = np.zeros(len(store), dtype=bool)
-    if network.has(Modality.RGB):
-        usable |= store.has_rgb
-    if network.has(Modality.DEPTH):
-        usable |= store.has_depth
-    positions = positions_of(store, data)
-    usable &= ~in_blocks(positions, data.discard)
-    validation_recordings = np.array([name in data.validation for name in store.recordings], dtype=bool)
-    held_out = validation_recordings[store.recording_of] | in_blocks(positions, data.hold_out)
+    usable = usable_samples(store, data, network) & ~_tested(store, data)
+    held_out = in_recordings(store, data.validation) | in_blocks(positions_of(store, data), data.hold_out)
     return np.flatnonzero(usable & ~held_out), np.flatnonzero(usable & held_out)
+
+
+def tested_samples(store: SampleStore, data: DataConfig, network: NetworkConfig) -> NDArray[np.int64]:
+    """Indices of the samples that are only ever tested on; none where nothing is named.
+
+    Raises:
+        ConfigError: a block that does not exist.
+    """
+    return np.flatnonzero(usable_samples(store, data, network) & _tested(store, data))
+
+
+def _tested(store: SampleStore, data: DataConfig) -> NDArray[np.bool_]:
+    return in_recordings(store, data.test) | in_blocks(positions_of(store, data), data.test_blocks)
+
+
+def block_numbers(store: SampleStore, data: DataConfig, blocks: Sequence[str]) -> NDArray[np.int64]:
+    """The block that each sample lies in (N,): each recording's part of each of the named blocks is one, and what lies
+    in none of them is one more per recording.
+
+    Raises:
+        ConfigError: a block that does not exist.
+    """
+    positions = positions_of(store, data)
+    within = np.zeros(len(store), dtype=np.int64)
+    for number, text in enumerate(blocks):
+        within[in_blocks(positions, [text])] = number + 1
+    return store.recording_of * (len(blocks) + 1) + within

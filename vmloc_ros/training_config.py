@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +44,15 @@ class DataConfig(StrictModel):
     validation: list[str] = Field(
         default_factory=list, description="Names of whole recordings that choose the best weights and calibrate."
     )
-    ignore: list[str] = Field(default_factory=list, description="Names of recordings that are never read (test data).")
+    test: list[str] = Field(
+        default_factory=list,
+        description="Names of whole recordings that are prepared but never trained, chosen or calibrated on: after the "
+        "training the errors on them go into the card.",
+    )
+    test_blocks: list[str] = Field(
+        default_factory=list, description="Blocks of the training recordings, as in hold_out, used like `test`."
+    )
+    ignore: list[str] = Field(default_factory=list, description="Names of recordings that are never read.")
     hold_out: list[str] = Field(
         default_factory=list,
         description="Blocks of the training recordings used for validation only: for sevenscenes frame numbers "
@@ -57,7 +66,7 @@ class DataConfig(StrictModel):
         0, ge=0, description="Processes that prepare samples; 0: one per core. The result does not depend on it."
     )
 
-    @field_validator("hold_out", "discard")
+    @field_validator("hold_out", "discard", "test_blocks")
     @classmethod
     def _ranges(cls, value: list[str]) -> list[str]:
         for text in value:
@@ -66,7 +75,7 @@ class DataConfig(StrictModel):
 
     @model_validator(mode="after")
     def _disjoint(self) -> DataConfig:
-        for one, other in (("train", "validation"), ("train", "ignore"), ("validation", "ignore")):
+        for one, other in combinations(("train", "validation", "test", "ignore"), 2):
             both = set(getattr(self, one)) & set(getattr(self, other))
             if both:
                 raise ValueError(f"{', '.join(sorted(both))} stands in both {one} and {other}")
@@ -182,6 +191,27 @@ class CalibrationConfig(StrictModel):
         "`training_inflation`. For demonstrations; such a model does not know how wrong it is elsewhere.",
     )
     training_inflation: float = Field(9.0, ge=1.0, description="What such a covariance is multiplied by.")
+    neighbours: bool = Field(
+        True,
+        description="Keep the latents of up to 2048 training frames beside the weights: the distance to them tells how "
+        "unfamiliar a frame is. Without them the scatter of the latent samples has to do.",
+    )
+    folds: list[list[str]] = Field(
+        default_factory=list,
+        description="Cross-fitting, for little data: for each of these lists of blocks (as in data.hold_out) one more "
+        "network is trained without them, and its errors on them calibrate the model together with those of hold_out.",
+    )
+    fold_epochs: int = Field(0, ge=0, description="Passes of these trainings; 0: as many as the model's.")
+
+    @field_validator("folds")
+    @classmethod
+    def _ranges(cls, value: list[list[str]]) -> list[list[str]]:
+        for blocks in value:
+            if not blocks:
+                raise ValueError("a fold must name at least one block, such as 50-99")
+            for text in blocks:
+                parse_range(text)
+        return value
 
 
 class TrainingConfig(StrictModel):
@@ -232,6 +262,8 @@ class TrainingConfig(StrictModel):
                 "with projection.kind cylindrical the depth image is the lidar's and does not turn with a shifted or "
                 "moved camera: set augmentation.margin to 0 (or turn_labels to false) and move_chance to 0"
             )
+        if self.calibration.on_training and self.calibration.folds:
+            raise ValueError("calibration.on_training is for trainings without calibration.folds")
         if "rgb" in self.network.modalities and not self.localizer.input.use_image:
             raise ValueError("network.modalities has rgb, but localizer.input.use_image is false")
         if self.trunk_weights != "none" and self.network.trunk == "small":

@@ -1,7 +1,7 @@
-"""How sure a pose is: a constant 6x6 per modality mode, measured on validation frames, scaled by the latent scatter.
+"""How sure a pose is: the covariance of a frame from what its mode's calibration has measured, and how true it was.
 
-The scatter is the covariance of the poses of a few latent samples about the pose of the latent mean, as right
-perturbations in camera axes. It ranks frames well and is badly scaled; so it only scales what validation has measured.
+A covariance is of the right perturbation `T = T_hat Exp(d)`, d = (translation, rotation) in camera axes (m, rad). What
+a calibration's numbers are fitted to, and how, stands in `covariance_fit`.
 """
 
 from __future__ import annotations
@@ -14,26 +14,32 @@ from scipy.stats import chi2
 
 from vmloc_ros.errors import GeometryError
 from vmloc_ros.geometry import Array
+from vmloc_ros.neighbours import Evidence
 
-STUDENT_DOF = 5.0
-"""Of the robust covariance fit: a few gross errors must not blow up every frame's covariance."""
-CLIPPED_NEES = 60.0
-"""Ten times its expectation: beyond it an error is an outlier that the filter's gate is for."""
 FLOOR_6 = np.array([1e-3, 1e-3, 1e-3, 1e-4, 1e-4, 1e-4])
 """Standard deviations (m, rad) below which no network is believed."""
-EXPONENTS = np.arange(0.0, 2.01, 0.1)
 SCATTER_LIMIT = 30.0
+RATIO_LIMIT = 12.0
+"""A frame this many times as unfamiliar as the median is as unfamiliar as can be."""
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What turns a frame's scatter into its covariance; see `ModeCalibration` in the model's card.
+    """What turns a frame's evidence into its covariance; see `ModeCalibration` in the model's card.
+
+        S = (base + share * shape) * ratio(spread)^exponent * ratio(distance)^distance_exponent
+            * max(1, ratio(disagreement)^disagreement_exponent) + floor
+
+    Ratios are to the medians on calibration frames. The first models have neither shape nor distance, later ones no
+    exponent of the spread.
 
     Attributes:
-        base_66: covariance of a frame of median scatter.
-        exponent: of the ratio of scatters.
-        spread_median, spread_p95: of `spread` on the validation frames.
-        limit: the largest ratio of scatters that is believed.
+        base_66: covariance of a familiar frame.
+        exponent, spread_median, limit: of the size of the latent scatter.
+        spread_p95, distance_p95: on calibration frames; beyond them the health falls.
+        share: of the evidence's shape.
+        distance_median, distance_exponent: of how unfamiliar a frame is.
+        disagreement_median, disagreement_exponent: of the size of the shape in position.
     """
 
     base_66: Array
@@ -41,17 +47,53 @@ class Calibration:
     spread_median: float
     spread_p95: float
     limit: float = SCATTER_LIMIT
+    share: float = 0.0
+    distance_median: float = 1.0
+    distance_exponent: float = 0.0
+    distance_p95: float = np.inf
+    disagreement_median: float = 1.0
+    disagreement_exponent: float = 0.0
 
-    def covariance(self, scatter_66: Array) -> Array:
-        """6x6 of one frame: symmetric, positive definite, finite."""
-        ratio = float(np.clip(spread(scatter_66, self.base_66) / self.spread_median, 1.0 / self.limit, self.limit))
-        scaled = self.base_66 * ratio**self.exponent
-        return 0.5 * (scaled + scaled.T) + np.diag(FLOOR_6**2)
+    def covariance(self, scatter_66: Array, evidence: Evidence | None = None) -> Array:
+        """6x6 of one frame: symmetric, positive definite, finite.
 
-    def health(self, scatter_66: Array) -> float:
-        """1 for a scatter as on validation frames, falling towards 0 beyond the 95th percentile there."""
-        value = spread(scatter_66, self.base_66)
-        return 1.0 if value <= self.spread_p95 else float(self.spread_p95 / value)
+        Args:
+            scatter_66: of the frame's latent samples.
+            evidence: of this one frame; only for calibrations with a share or exponents of it.
+        """
+        inner, factor = self.base_66, 1.0
+        if self.exponent:
+            ratio = np.clip(spread(scatter_66, self.base_66) / self.spread_median, 1.0 / self.limit, self.limit)
+            factor = float(ratio**self.exponent)
+        if evidence is not None:
+            inner = inner + self.share * evidence.shape_N66[0]
+            factor *= float(
+                evidence_growth(
+                    evidence,
+                    (self.distance_median, self.distance_exponent),
+                    (self.disagreement_median, self.disagreement_exponent),
+                )[0]
+            )
+        return 0.5 * factor * (inner + inner.T) + np.diag(FLOOR_6**2)
+
+    def health(self, scatter_66: Array, evidence: Evidence | None = None) -> float:
+        """1 for a frame as calibration frames are, falling towards 0 beyond the 95th percentile there."""
+        values = [(spread(scatter_66, self.base_66), self.spread_p95)]
+        if evidence is not None:
+            values.append((float(evidence.distance_N[0]), self.distance_p95))
+        return min(1.0 if value <= limit else limit / value for value, limit in values)
+
+
+def evidence_growth(evidence: Evidence, distance: tuple[float, float], disagreement: tuple[float, float]) -> Array:
+    """By how much each frame's covariance grows with its evidence (N,), from (median, exponent) of both measures."""
+    return growth(evidence.distance_N / distance[0], distance[1]) * np.maximum(
+        growth(evidence.disagreement_N / disagreement[0], disagreement[1]), 1.0
+    )
+
+
+def growth(ratios_N: Array, exponent: float) -> Array:
+    """`ratio^exponent` with ratios that are believed up to RATIO_LIMIT and down to its inverse."""
+    return np.asarray(np.clip(ratios_N, 1.0 / RATIO_LIMIT, RATIO_LIMIT) ** exponent)
 
 
 def spread(scatter_66: Array, base_66: Array) -> float:
@@ -59,65 +101,6 @@ def spread(scatter_66: Array, base_66: Array) -> float:
     position = np.trace(scatter_66[:3, :3]) / np.trace(base_66[:3, :3])
     rotation = np.trace(scatter_66[3:, 3:]) / np.trace(base_66[3:, 3:])
     return float(np.sqrt(0.5 * (position + rotation)) + 1e-9)
-
-
-def robust_covariance(errors_N6: Array, iterations: int = 30) -> tuple[Array, float]:
-    """Maximum-likelihood scale matrix of a zero-mean Student-t (dof 5), and the mean log-likelihood.
-
-    Source: K. Lange, R. Little, J. Taylor, "Robust statistical modeling using the t distribution", JASA 1989 (EM).
-    """
-    count, size = errors_N6.shape
-    scale = errors_N6.T @ errors_N6 / count + np.diag(FLOOR_6**2)
-    for _ in range(iterations):
-        distance = np.einsum("ni,ni->n", errors_N6, np.linalg.solve(scale, errors_N6.T).T)
-        weights = (STUDENT_DOF + size) / (STUDENT_DOF + distance)
-        scale = (errors_N6 * weights[:, None]).T @ errors_N6 / count + np.diag(FLOOR_6**2)
-    distance = np.einsum("ni,ni->n", errors_N6, np.linalg.solve(scale, errors_N6.T).T)
-    likelihood = (
-        -0.5 * np.linalg.slogdet(scale)[1] - 0.5 * (STUDENT_DOF + size) * np.log1p(distance / STUDENT_DOF).mean()
-    )
-    return scale, float(likelihood)
-
-
-def calibrate(errors_N6: Array, scatters_N66: Array) -> Calibration:
-    """Fits a mode's calibration to the validation errors (right perturbations, camera axes) and scatters.
-
-    The exponent maximises a Student-t likelihood; then the whole is scaled so that the mean NEES, each clipped at ten
-    times its expectation, is 6.
-
-    Raises:
-        GeometryError: no errors, or numbers that are not finite.
-    """
-    if len(errors_N6) == 0 or not (np.isfinite(errors_N6).all() and np.isfinite(scatters_N66).all()):
-        raise GeometryError(f"cannot calibrate on {len(errors_N6)} errors; all must be finite")
-    reference, _ = robust_covariance(errors_N6)
-    best: tuple[float, float, Array, Array] | None = None
-    spreads = np.array([spread(scatter, reference) for scatter in scatters_N66])
-    ratios = np.clip(spreads / np.median(spreads), 1.0 / SCATTER_LIMIT, SCATTER_LIMIT)
-    for exponent in EXPONENTS:
-        factors = ratios**exponent
-        scale, likelihood = robust_covariance(errors_N6 / np.sqrt(factors)[:, None])
-        likelihood -= 3.0 * float(np.log(factors).mean())
-        if best is None or likelihood > best[0]:
-            best = likelihood, float(exponent), scale, factors
-    assert best is not None  # EXPONENTS is not empty
-    _, exponent, scale, factors = best
-    distance = np.einsum("ni,ni->n", errors_N6, np.linalg.solve(scale, errors_N6.T).T) / factors
-    base = scale * _nees_scale(distance)
-    spreads = np.array([spread(scatter, base) for scatter in scatters_N66])
-    return Calibration(base, exponent, float(np.median(spreads)), float(np.percentile(spreads, 95.0)))
-
-
-def _nees_scale(distance_N: Array) -> float:
-    """The s for which mean(min(distance / s, CLIPPED_NEES)) is 6 (bisection; it falls with s)."""
-    low, high = 1e-6, 1e6
-    for _ in range(80):
-        middle = float(np.sqrt(low * high))
-        if np.minimum(distance_N / middle, CLIPPED_NEES).mean() > 6.0:
-            low = middle
-        else:
-            high = middle
-    return float(np.sqrt(low * high))
 
 
 def nees(errors_N6: Array, covariances_N66: Array) -> Array:

@@ -27,12 +27,18 @@ class ModeErrors:
         tangent_N6: log(T_hat^-1 T) in camera axes: what the covariance is of.
         scatters_N66: of the latent samples.
         position_m, rotation_deg: (N,).
+        T_hat_N44: the estimates.
+        latents_ND: the latent means.
+        samples_N: which samples of the store these frames are.
     """
 
     tangent_N6: Array
     scatters_N66: Array
     position_m: Array
     rotation_deg: Array
+    T_hat_N44: Array
+    latents_ND: NDArray[np.float32]
+    samples_N: NDArray[np.int64]
 
     def summary(self) -> dict[str, object]:
         """The `E` of the reports."""
@@ -67,7 +73,7 @@ def validate(
     errors: dict[Mode, ModeErrors] = {}
     for mode, (rgb, depth) in mode_inputs(config).items():
         able = samples[(store.has_rgb[samples] | (not rgb)) & (store.has_depth[samples] | (not depth))]
-        poses, scatters = [], []
+        poses, scatters, latents = [], [], []
         for start in range(0, len(able), CHUNK):
             chunk = able[start : start + CHUNK]
             raw = runtime.infer(
@@ -76,7 +82,11 @@ def validate(
             )
             poses.append(raw.T_map_camera)
             scatters.append(raw.scatter_N66)
+            latents.append(raw.latents_ND)
         if poses:
-            tangent, position, rotation = pose_errors(np.concatenate(poses), store.T_map_camera[able])
-            errors[mode] = ModeErrors(tangent, np.concatenate(scatters), position, rotation)
+            T_hat = np.concatenate(poses)
+            tangent, position, rotation = pose_errors(T_hat, store.T_map_camera[able])
+            errors[mode] = ModeErrors(
+                tangent, np.concatenate(scatters), position, rotation, T_hat, np.concatenate(latents), able
+            )
     return errors

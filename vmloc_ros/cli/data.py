@@ -157,6 +157,36 @@ def evaluate(
     )
 
 
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="Folder of a trained or imported model; its card is rewritten.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="The dataset's folder as its publishers ship it, or a bag.")
+    ],
+    format: Annotated[RecordingFormat, typer.Option(help="Whose layout SRC has.")],
+    recording: Annotated[
+        list[str] | None, typer.Option(help="Calibrate on this one; may be repeated. By default all others.")
+    ] = None,
+    trained_on: Annotated[
+        list[str] | None,
+        typer.Option(help="A recording of SRC that the model was trained on, to measure its latents; may be repeated."),
+    ] = None,
+    frames: Annotated[str | None, typer.Option(help="7-Scenes: which frames, such as 600-649.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the reader, as in the recipe's data.options.")
+    ] = None,
+    config: Config = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:n.")] = "auto",
+) -> None:
+    """Measure how sure a model may be, on data it was not trained on.
+
+    Example: vmloc calibrate models/town out/town --format town --recording traversal_08 --recording traversal_10
+    """
+    from vmloc_ros.commands.calibrate import run_calibrate
+
+    options = parsed_options(option or ()) | ({"frames": frames} if frames is not None else {})
+    run_calibrate(model, source, format.value, recording or (), trained_on or (), options, device, config)
+
+
 def compare(
     targets: Annotated[
         list[Path], typer.Argument(metavar="PLAN|MODEL...", help="A plan (models/ablation_*.yaml), or trained models.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -19,35 +19,46 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vmloc_ros import __version__, files
 from vmloc_ros.batches import measure_normalisation
+from vmloc_ros.calibration import (
+    calibrate_mode,
+    calibration_frames,
+    calibration_lines,
+    cut_blocks,
+    inflated,
+    judge,
+    judgement_text,
+    pooled,
+)
 from vmloc_ros.checkpoint import (
     CONFIG,
     METRICS,
     RETRIEVAL,
     CameraCard,
+    Judgement,
     ModeCalibration,
     ModelCard,
-    fill_network,
     save_model,
 )
+from vmloc_ros.commands.folds import Fold, FoldTraining, stored_runtime
 from vmloc_ros.datasets.base import Recording
 from vmloc_ros.errors import ConfigError, TrainingError
-from vmloc_ros.localizer import choose_device, modes_of
+from vmloc_ros.localizer import modes_of
 from vmloc_ros.machines import failures_in_words, in_first_process, start
+from vmloc_ros.neighbour_file import measure_neighbours, write_neighbours
+from vmloc_ros.neighbours import Neighbours
 from vmloc_ros.networks.config import Normalisation
-from vmloc_ros.networks.vmloc import VMLoc
 from vmloc_ros.plots import plot_training
 from vmloc_ros.preparation import digest, prepare, store_key
 from vmloc_ros.recordings import open_any
 from vmloc_ros.retrieval import write_retrieval
 from vmloc_ros.runtimes.torch import TorchRuntime
 from vmloc_ros.samples import SampleStore, open_store
-from vmloc_ros.split import split
+from vmloc_ros.split import block_numbers, split, tested_samples
 from vmloc_ros.training import Row, Trained, train
 from vmloc_ros.training_config import DataConfig, TrainingConfig, load_training_config
 from vmloc_ros.training_state import WORK
 from vmloc_ros.trunk_weights import check_trunk_weights
 from vmloc_ros.types import Mode
-from vmloc_ros.uncertainty import calibrate
 from vmloc_ros.validation import ModeErrors, validate
 
 SAMPLES = "samples"
@@ -86,9 +97,14 @@ def run_train(
         recordings = choose_recordings(found, config.data)
         store = _shared_store(config, recordings, samples or out / WORK / SAMPLES, fabric, console, allow_missing)
         train_samples, validation_samples = split(store, config.data, config.network)
+        key_of_samples = store_key(config, recordings)
+        folds = FoldTraining(
+            config, store, train_samples, validation_samples, out, key_of_samples, fabric, console, _told
+        )
         check_sizes(config, train_samples, validation_samples)
+        folds.check()
         normalisation = measure_normalisation(store, train_samples)
-        key = digest(config.model_dump(mode="json", exclude={"data": {"workers"}}), store_key(config, recordings))
+        key = digest(config.model_dump(mode="json", exclude={"data": {"workers"}}), key_of_samples)
         if fabric.is_global_zero:
             files.write_yaml(out / CONFIG, config.model_dump(mode="json"))
         console.print(f"training on {len(train_samples)} frames, validating on {len(validation_samples)}")
@@ -96,9 +112,12 @@ def run_train(
             trained = train(
                 config, store, train_samples, validation_samples, normalisation, out, key, resume, tell, fabric=fabric
             )
+        cross_fitted = folds.run()
         if not fabric.is_global_zero:
             return out
-        card = finish(config, recordings, store, train_samples, validation_samples, normalisation, trained, out)
+        card = finish(
+            config, recordings, store, train_samples, validation_samples, normalisation, trained, out, cross_fitted
+        )
     console.print(score_lines(card), soft_wrap=True, highlight=False)
     console.print(f"wrote {out}")
     return out
@@ -150,13 +169,13 @@ def choose_recordings(recordings: list[Recording], data: DataConfig) -> list[Rec
         ConfigError: a name that does not exist, or nothing to train on.
     """
     names = [recording.name for recording in recordings]
-    for name in (*data.train, *data.validation, *data.ignore):
+    for name in (*data.train, *data.validation, *data.test, *data.ignore):
         if name not in names:
             raise ConfigError(f"data: there is no recording {name!r}; there are {', '.join(names)}")
-    chosen = data.train or [name for name in names if name not in (*data.validation, *data.ignore)]
+    chosen = data.train or [name for name in names if name not in (*data.validation, *data.test, *data.ignore)]
     if not chosen:
         raise ConfigError("data: no recording is left to train on")
-    return [recording for recording in recordings if recording.name in (*chosen, *data.validation)]
+    return [recording for recording in recordings if recording.name in (*chosen, *data.validation, *data.test)]
 
 
 def check_sizes(
@@ -182,15 +201,16 @@ def finish(
     normalisation: Normalisation,
     trained: Trained,
     out: Path,
+    folds: Sequence[Fold] = (),
 ) -> ModelCard:
     """Scores and calibrates the weights as they will be stored, and writes the model's folder."""
-    network = VMLoc(config.network)
-    fill_network(
-        network, {name: t.float() if t.dtype is torch.float16 else t for name, t in trained.tensors.items()}, out
-    )
-    runtime = TorchRuntime(network, normalisation, config.calibration.latent_samples, choose_device(config.device)[0])
-    judged = train_samples if config.calibration.on_training else validation_samples
-    errors = validate(runtime, config.network, store, judged)
+    runtime = stored_runtime(config, trained.tensors, normalisation, out)
+    on_training = config.calibration.on_training
+    errors = validate(runtime, config.network, store, train_samples if on_training else validation_samples)
+    neighbours: dict[Mode, Neighbours] = {}
+    if config.calibration.neighbours and not on_training:  # a training frame is its own nearest neighbour
+        neighbours = measure_neighbours(runtime, config.network, store, train_samples)
+    calibration = calibrated(config, store, errors, neighbours, folds)
     about = recordings[0].card()
     card = ModelCard(
         name=config.name,
@@ -203,12 +223,12 @@ def finish(
         input=config.localizer.input,
         projection=config.localizer.projection,
         latent_samples=config.calibration.latent_samples,
-        calibration=calibrations(
-            errors, config.calibration.training_inflation if config.calibration.on_training else 1.0
-        ),
+        calibration=calibration,
         scores={
-            "on": "the training frames" if config.calibration.on_training else "the validation frames",
+            "on": "the training frames" if on_training else "the validation frames",
             **{mode.value: error.summary() for mode, error in errors.items()},
+            **({"folds": [fold.scores for fold in folds]} if folds else {}),
+            **scores_on_test(runtime, config, store, neighbours, calibration, errors),
         },
         training=provenance(config, store, train_samples, validation_samples, trained),
         licence=str(about.get("licence", "")),
@@ -216,26 +236,57 @@ def finish(
     missing = [mode for mode in modes_of(card) if mode not in card.calibration]
     if missing:
         raise TrainingError(f"no validation frame shows {', '.join(missing)}: its covariance cannot be calibrated")
+    if neighbours:
+        card = card.model_copy(update={"neighbours_sha256": write_neighbours(out, neighbours)})
     card = save_model(out, trained.tensors, card, config.storage)
     write_retrieval(out / RETRIEVAL, store, train_samples)
     plot_training(out / METRICS)
     return card
 
 
-def calibrations(errors: dict[Mode, ModeErrors], inflation: float) -> dict[Mode, ModeCalibration]:
-    """Per mode what the card holds."""
-    result = {}
-    for mode, error in errors.items():
-        fitted = calibrate(error.tangent_N6, error.scatters_N66)
-        result[mode] = ModeCalibration(
-            base_66=(inflation * fitted.base_66).tolist(),
-            exponent=fitted.exponent,
-            spread_median=fitted.spread_median / inflation**0.5,  # the spread is measured in units of the base
-            spread_p95=fitted.spread_p95 / inflation**0.5,
-            limit=fitted.limit,
-            frames=len(error.position_m),
-        )
+def calibrated(
+    config: TrainingConfig,
+    store: SampleStore,
+    errors: dict[Mode, ModeErrors],
+    neighbours: dict[Mode, Neighbours],
+    folds: Sequence[Fold],
+) -> dict[Mode, ModeCalibration]:
+    """Per mode what the card holds: fitted to the judged frames and the folds', block by block."""
+    numbers = block_numbers(store, config.data, config.data.hold_out)
+    if not folds:
+        judged = np.unique(np.concatenate([error.samples_N for error in errors.values()]))
+        numbers[judged] = cut_blocks(numbers[judged], store.stamps_ns[judged] / 1e9)
+    frames = pooled([calibration_frames(errors, neighbours, numbers), *(fold.frames for fold in folds)])
+    result = {mode: calibrate_mode(item) for mode, item in frames.items()}
+    if config.calibration.on_training:
+        return {mode: inflated(item, config.calibration.training_inflation) for mode, item in result.items()}
     return result
+
+
+def scores_on_test(
+    runtime: TorchRuntime,
+    config: TrainingConfig,
+    store: SampleStore,
+    neighbours: dict[Mode, Neighbours],
+    calibration: dict[Mode, ModeCalibration],
+    known: dict[Mode, ModeErrors],
+) -> dict[str, Any]:
+    """`{"test": {MODE: errors and how true their covariances are}}` of what was never trained, chosen or calibrated on;
+    nothing where the configuration names nothing."""
+    samples = tested_samples(store, config.data, config.network)
+    if not len(samples):
+        return {}
+    errors = validate(runtime, config.network, store, samples)
+    frames = calibration_frames(
+        errors, neighbours, block_numbers(store, config.data, [*config.data.test_blocks, *config.data.hold_out])
+    )
+    scores: dict[str, Any] = {"frames": len(samples)}
+    for mode, error in errors.items():
+        scores[mode.value] = error.summary()
+        if mode in calibration:
+            truth = judge(frames[mode], calibration[mode], known[mode].tangent_N6)
+            scores[mode.value]["covariance"] = truth.model_dump(mode="json")
+    return {"test": scores}
 
 
 def provenance(
@@ -269,17 +320,31 @@ def provenance(
 
 
 def score_lines(card: ModelCard) -> str:
-    """The scores as text, one line per mode."""
-    lines = [f"scores on {card.scores['on']}:"]
+    """The scores as text, one line per mode; then how true the covariances are, and the scores on test data."""
+    lines = [f"scores on {card.scores['on']}:", *_error_lines(card, card.scores)]
+    lines += calibration_lines(card.calibration)
+    tested = card.scores.get("test")
+    if tested:
+        lines += [f"scores on {tested['frames']} test frames:", *_error_lines(card, tested)]
+        for mode in card.calibration:
+            if mode.value in tested:
+                lines.append(f"  {mode.value:10s} {judgement_text(Judgement(**tested[mode.value]['covariance']))}")
+    return "\n".join(lines)
+
+
+def _error_lines(card: ModelCard, scores: dict[str, Any]) -> list[str]:
+    lines = []
     for mode in card.calibration:
-        error = card.scores[mode.value]
+        if mode.value not in scores:
+            continue
+        error = scores[mode.value]
         position, rotation = error["position_m"], error["rotation_deg"]
         lines.append(
             f"  {mode.value:10s} mean {position['mean']:.3f} m {rotation['mean']:.2f} deg, "
             f"median {position['median']:.3f} m {rotation['median']:.2f} deg, "
             f"p95 {position['p95']:.3f} m {rotation['p95']:.2f} deg"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def _progress(console: Console) -> Progress:

@@ -29,11 +29,13 @@ class RawPoses:
         T_map_camera: (N, 4, 4) float64, decoded from the latent mean.
         scatter_N66: covariance of the poses of the latent samples about it (right perturbation, camera axes).
         shares: by expert, (N,): its part of the precision.
+        latents_ND: float32, the latent means.
     """
 
     T_map_camera: Array
     scatter_N66: Array
     shares: dict[str, Array]
+    latents_ND: NDArray[np.float32]
 
 
 class Runtime(Protocol):
@@ -89,6 +91,7 @@ class TorchRuntime:
         return RawPoses(
             *poses_and_scatter(position.double().cpu().numpy(), log_quat.double().cpu().numpy(), self._normalisation),
             {name: share.double().cpu().numpy() for name, share in posterior.shares.items()},
+            posterior.mean_BD.float().cpu().numpy(),
         )
 
 
