@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from vmloc_ros.bag_writer import CARD
@@ -57,6 +58,9 @@ class BagRecording:
         base_to_truth: Sequence[float] = (),
         truth_max_gap_s: float = 1.0,
     ) -> None:
+        self._again = partial(
+            BagRecording, path, topics, start_s, duration_s, base, truth_frame, base_to_truth, truth_max_gap_s
+        )
         self.reader = BagReader(path, topics)
         self.name = Path(path).name
         self.skips = Skips(str(path))
@@ -113,6 +117,10 @@ class BagRecording:
     def timeline(self) -> Timeline:
         """Empty: messages stand in a bag by arrival, not by stamp, so it is walked from its beginning."""
         return {}
+
+    def again(self) -> Callable[[], BagRecording]:
+        """Opens the same recording once more."""
+        return self._again
 
     def truth(self) -> Trajectory:
         """`T_map_base` by the label's topic.

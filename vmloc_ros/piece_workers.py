@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import cv2
@@ -43,26 +43,25 @@ class Work:
     """What every process needs.
 
     Attributes:
-        recordings: all of them; a job says which by its number.
+        names: of all recordings; a job says which by its number.
         config: how sensor messages become frames.
         size: rows and columns of the stored samples.
         key: what the samples depend on.
         needed_bytes: what all samples may take on the disk, for messages.
     """
 
-    recordings: list[Recording]
+    names: list[str]
     config: LocalizerConfig
     size: tuple[int, int]
     key: str
     needed_bytes: int
 
-    def make(self, job: Job, advance: Callable[[], None] = lambda: None) -> int:
+    def make(self, job: Job, recording: Recording, advance: Callable[[], None] = lambda: None) -> int:
         """Makes a piece; how many frames it has.
 
         Raises:
             DatasetError, TrainingError: with the file's name.
         """
-        recording = self.recordings[job.number]
         with (
             room_on_disk(job.folder, self.needed_bytes),
             files.whole_folder(job.folder) as partial,
@@ -77,13 +76,22 @@ class Work:
 
     def open(self, job: Job) -> Piece | None:
         """A piece that has been made."""
-        return open_piece(job.folder, self.recordings[job.number].name, self.key, *self.size)
+        return open_piece(job.folder, self.names[job.number], self.key, *self.size)
 
 
-def make_in_processes(work: Work, jobs: list[Job], processes: int, total: int, advance: Callable[[int], None]) -> None:
+def make_in_processes(
+    work: Work,
+    openers: list[Callable[[], Recording]],
+    jobs: list[Job],
+    processes: int,
+    total: int,
+    advance: Callable[[int], None],
+) -> None:
     """Makes pieces in processes of one thread each; the first error ends it when the pieces under way are finished.
 
     Args:
+        openers: of the recordings. What a process starts with must be small: one that dies while more is handed to it
+            than a pipe holds leaves its parent waiting for ever.
         total: how many pieces there are, also those that are made already, for messages.
         advance: is told how many frames have been prepared.
 
@@ -91,25 +99,29 @@ def make_in_processes(work: Work, jobs: list[Job], processes: int, total: int, a
         DatasetError, TrainingError: as the process met it; or the system has ended a process.
     """
     longest_first = sorted(jobs, key=lambda job: job.part == WHOLE, reverse=True)
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_process, (work,)) as pool:
-        with _single_threaded():
-            waiting = {pool.submit(_make, job) for job in longest_first}
-        for future in waiting:
-            future.add_done_callback(lambda done: advance(0 if _failed(done) else done.result()))
-        finished, _ = wait(waiting, return_when=FIRST_EXCEPTION)
-        failed = next((future for future in finished if _failed(future)), None)
-        if failed is None:
-            return
-        pool.shutdown(wait=True, cancel_futures=True)
-    error = failed.exception()
-    if isinstance(error, BrokenProcessPool):
+    try:
+        with ProcessPoolExecutor(
+            processes, multiprocessing.get_context("spawn"), _start_process, (work, openers)
+        ) as pool:
+            _wait_for_all(pool, longest_first, advance)
+    except BrokenProcessPool as error:
         done = total - sum(work.open(job) is None for job in jobs)
         raise TrainingError(
             f"a process that prepared samples was ended by the system, most likely for want of memory; {done} of "
             f"{total} pieces are finished and kept: set data.workers below {processes} and run the same command again"
         ) from error
-    assert error is not None
-    raise error
+
+
+def _wait_for_all(pool: ProcessPoolExecutor, jobs: list[Job], advance: Callable[[int], None]) -> None:
+    with _single_threaded():
+        waiting = {pool.submit(_make, job) for job in jobs}
+    for future in waiting:
+        future.add_done_callback(lambda done: advance(0 if _failed(done) else done.result()))
+    finished, _ = wait(waiting, return_when=FIRST_EXCEPTION)
+    failed = next((future for future in finished if _failed(future)), None)
+    if failed is not None:
+        pool.shutdown(wait=True, cancel_futures=True)
+        failed.result()
 
 
 def _failed(future: Future[int]) -> bool:
@@ -131,14 +143,28 @@ def _single_threaded() -> Iterator[None]:
                 os.environ[name] = value
 
 
-_work: list[Work] = []  # one per process of the pool
+@dataclass(frozen=True, eq=False)
+class _Worker:
+    """What a process of the pool holds: recordings are opened when a first job is of them."""
+
+    work: Work
+    openers: list[Callable[[], Recording]]
+    opened: dict[int, Recording] = field(default_factory=dict)
+
+    def make(self, job: Job) -> int:
+        if job.number not in self.opened:
+            self.opened[job.number] = self.openers[job.number]()
+        return self.work.make(job, self.opened[job.number])
 
 
-def _start_process(work: Work) -> None:
+_worker: list[_Worker] = []  # one per process of the pool
+
+
+def _start_process(work: Work, openers: list[Callable[[], Recording]]) -> None:
     cv2.setNumThreads(1)
     logging.getLogger("vmloc_ros").setLevel(logging.ERROR)  # what is left out is reported once, by who started this
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    _work.append(work)
+    _worker.append(_Worker(work, openers))
 
 
 def _leave_with_parent() -> None:
@@ -150,4 +176,4 @@ def _leave_with_parent() -> None:
 
 
 def _make(job: Job) -> int:
-    return _work[0].make(job)
+    return _worker[0].make(job)

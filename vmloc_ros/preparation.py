@@ -122,9 +122,9 @@ def _prepare(
     ]
     images = [len(recording.timeline().get(EventKind.IMAGE, ())) for recording in recordings]
     expected = sum(count or recording.event_count() for count, recording in zip(images, recordings, strict=True))
-    work = Work(
-        recordings, config.localizer, (rows, columns), store_key(config, recordings), 2 * 5 * rows * columns * expected
-    )
+    names = [recording.name for recording in recordings]
+    needed_bytes = 2 * 5 * rows * columns * expected  # pieces, and all of them joined
+    work = Work(names, config.localizer, (rows, columns), store_key(config, recordings), needed_bytes)
     missing = [job for job in jobs if work.open(job) is None]
     if len(missing) < len(jobs):
         console.print(f"{len(jobs) - len(missing)} of {len(jobs)} pieces are prepared already")
@@ -136,10 +136,11 @@ def _prepare(
 
         processes = process_count(config, recordings, missing)
         if processes > 1:
-            make_in_processes(work, missing, processes, len(jobs), advance)
+            openers = [recording.again() for recording in recordings]
+            make_in_processes(work, openers, missing, processes, len(jobs), advance)
         else:
             for job in missing:
-                work.make(job, lambda: advance(1))
+                work.make(job, recordings[job.number], lambda: advance(1))
     made = [_made(work, job) for job in jobs]
     left_out = _left_out(recordings, jobs, made)
     return join_pieces(folder, made, rows, columns, work.key, config.data.frame_stride, {LEFT_OUT: left_out})

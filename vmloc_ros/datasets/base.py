@@ -6,7 +6,7 @@ frames that the node will build online.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -62,6 +62,10 @@ class Recording(Protocol):
 
     def event_count(self) -> int:
         """How many events `events` will give, at most (for progress bars)."""
+        ...
+
+    def again(self) -> Callable[[], Recording]:
+        """Opens the same recording once more, in another process: small, and without what this one has read."""
         ...
 
     def truth(self) -> Trajectory:

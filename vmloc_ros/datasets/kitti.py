@@ -7,6 +7,7 @@ origin at the drive's first OXTS packet.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,7 @@ class KittiRecording:
         point_times: bool = True,
         origin: tuple[float, float, float] | None = None,
     ) -> None:
+        self._again = partial(KittiRecording, folder, odometry, calibration, start_s, duration_s, point_times)
         self.folder = Path(folder)
         self.name = self.folder.resolve().name
         if odometry not in ODOMETRIES:
@@ -156,6 +158,10 @@ class KittiRecording:
     def file_count(self) -> int:
         """Images, scans and OXTS packets, of the whole drive."""
         return self._promised
+
+    def again(self) -> Callable[[], KittiRecording]:
+        """Opens the same recording once more, in the same map."""
+        return partial(self._again, origin=self.origin)
 
     def truth(self) -> Trajectory:
         """`T_map_base` (the Velodyne) of the OXTS packets of the whole drive.

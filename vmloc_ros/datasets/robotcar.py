@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,9 @@ class RobotCarRecording:
         models: Path | None = None,
         origin_utm: tuple[float, float, float] = OXFORD_ORIGIN_UTM,
     ) -> None:
+        self._again = partial(
+            RobotCarRecording, folder, lidar, camera, start_s, duration_s, extrinsics, models, origin_utm
+        )
         self.folder = Path(folder)
         self.name = self.folder.name
         self.camera = camera
@@ -157,6 +161,10 @@ class RobotCarRecording:
     def file_count(self) -> int:
         """Images and clouds, of the whole traversal."""
         return self._promised
+
+    def again(self) -> Callable[[], RobotCarRecording]:
+        """Opens the same recording once more."""
+        return self._again
 
     def truth(self) -> Trajectory:
         """`T_map_base` of `gps/ins.csv`, without the rows that the INS itself calls bad.

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ class SevenScenesRecording:
         start_s: float = 0.0,
         duration_s: float | None = None,
     ) -> None:
+        self._again = partial(SevenScenesRecording, folder, frames, odometry, start_s, duration_s)
         self.folder = Path(folder)
         if odometry not in ODOMETRIES:
             raise DatasetError(f"odometry {odometry!r} is not one of {', '.join(ODOMETRIES)} (7-Scenes)")
@@ -176,6 +178,10 @@ class SevenScenesRecording:
     def file_count(self) -> int:
         """Colour, depth and pose of every frame."""
         return 3 * len(self._frames)
+
+    def again(self) -> Callable[[], SevenScenesRecording]:
+        """Opens the same recording once more."""
+        return self._again
 
     def truth(self) -> Trajectory:
         """`T_map_base` of the pose files.
