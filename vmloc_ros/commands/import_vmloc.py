@@ -132,6 +132,5 @@ def _provenance(path: Path, checkpoint: OfficialCheckpoint) -> dict[str, Any]:
         "epoch": checkpoint.epoch,
         "beta": checkpoint.beta,
         "gamma": checkpoint.gamma,
-        "calibration": "none yet: vmloc calibrate MODEL SRC --format F",
         "vmloc_ros": __version__,
     }
