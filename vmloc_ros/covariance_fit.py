@@ -24,8 +24,10 @@ from vmloc_ros.uncertainty import FLOOR_6, evidence_growth
 
 PRIOR_STRENGTH = 10.0
 """How many independent errors the isotropic prior of B is worth."""
-MAX_FRAMES = 1500
+MAX_FRAMES = 600
 """More frames are thinned out evenly for the fit: neighbouring ones say nearly the same."""
+LIMITS = {"maxiter": 120, "ftol": 1e-7}
+"""Of the optimizer: the last digits of the likelihood are worth nothing."""
 SHARE_LOGS = (-12.0, 4.0)
 """Bounds of log c."""
 _BELOW = np.tril_indices(6, -1)
@@ -153,7 +155,7 @@ class _Likelihood:
         sizes = np.square(units_6)
         start = np.array([np.log(sizes[:3].mean()), np.log(sizes[3:].mean()), -3.0])
         bounds = [(start[0] - 4.0, start[0] + 1.0), (start[1] - 4.0, start[1] + 1.0), SHARE_LOGS]
-        return np.asarray(minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds).x)
+        return np.asarray(minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=LIMITS).x)
 
     def fit_full(self, isotropic_66: Array, log_share: float, strength: float) -> tuple[Array, float]:
         """B and c.
@@ -180,6 +182,6 @@ class _Likelihood:
 
         start = np.append(np.zeros(count + 6), log_share)
         bounds = [(-50.0, 50.0)] * count + [(-6.0, 6.0)] * 6 + [SHARE_LOGS]
-        found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 300}).x
+        found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=LIMITS).x
         T, E = factors(found)
         return np.asarray(D @ (T * E) @ (T * E).T @ D), float(np.exp(found[-1]))
