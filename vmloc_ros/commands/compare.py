@@ -42,7 +42,7 @@ from vmloc_ros.preparation import prepare, store_key
 from vmloc_ros.recordings import open_any
 from vmloc_ros.retrieval import Retrieval
 from vmloc_ros.samples import SampleStore
-from vmloc_ros.split import split
+from vmloc_ros.split import split, tested_samples
 from vmloc_ros.training_config import TrainingConfig
 
 SAMPLES = "samples"
@@ -160,12 +160,14 @@ def run_compare(
 def frame_sets(config: TrainingConfig, store: SampleStore) -> FrameSets:
     """The samples that every variant of a plan is judged on, by name; the first set is the one of the figure.
 
+    Test frames come first where the plan names some: nothing chose its weights by them.
+
     Raises:
         ConfigError: the plan trains on everything.
     """
     both = config.network.model_copy(update={"modalities": ["rgb", "depth"]})
     _, validation = split(store, config.data, both)
-    sets = {"validation": validation}
+    sets = {"test": tested_samples(store, config.data, both), "validation": validation}
     sets = {name: indices for name, indices in sets.items() if len(indices)}
     if not sets:
         raise ConfigError("no frame is left to judge on: name recordings in data.validation or blocks in data.hold_out")
