@@ -56,7 +56,7 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
         bench.network_rows(tmp_path / "nothing", 0.0)
 
 
-SMALL = bench_training.Case(trunk="resnet18", pixels=32, latent=32)
+SMALL = bench_training.Case(trunk="resnet18", pixels=32, latent=32, frames=5)
 
 
 def test_training_sides_are_timed() -> None:

@@ -92,13 +92,15 @@ def load_state(
         raise CheckpointError(
             f"{path}: of another configuration or other data; resume with the same ones, or start anew"
         )
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "average": {}}
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
         if part == "optimizer":
             index, _, entry = rest.partition("/")
-            moments.setdefault(int(index), {})[entry] = tensor
+            same_layout = torch.empty_like(parameters[int(index)]).copy_(tensor) if tensor.ndim else tensor
+            moments.setdefault(int(index), {})[entry] = same_layout
         else:
             parts[part][rest] = tensor
     fill_network(model, parts["model"], path)
