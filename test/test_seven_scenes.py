@@ -8,8 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tiny_datasets import FOCAL, HEIGHT, WIDTH, camera_pose, write_sequence
+from tiny_datasets import FOCAL, HEIGHT, WIDTH, camera_pose, render, write_sequence
 
+from vmloc_ros.assembly import labelled_frames
+from vmloc_ros.config import LocalizerConfig, parse
 from vmloc_ros.datasets.open import open_recordings
 from vmloc_ros.datasets.seven_scenes import T_BASE_CAMERA, SevenScenesRecording, parse_frames, stamp_of
 from vmloc_ros.errors import DatasetError
@@ -192,6 +194,62 @@ def test_the_official_layout_with_its_splits(tmp_path: Path) -> None:
         open_recordings("sevenscenes", scene, split="validation")
     with pytest.raises(DatasetError, match="has no option 'lidar'"):
         open_recordings("sevenscenes", scene, lidar="ldmrs")
+
+
+def test_a_folder_of_all_scenes_names_them(tmp_path: Path) -> None:
+    scenes = ["chess", "fire", "heads", "office", "pumpkin", "redkitchen", "stairs"]
+    for name in scenes[1:]:
+        write_sequence(tmp_path / name, range(1))
+    (tmp_path / "chess").mkdir()
+    (tmp_path / "chess" / "TrainSplit.txt").write_text("sequence1\n")
+    for options in ({}, {"split": "train"}):
+        with pytest.raises(DatasetError, match=f"holds the scenes {', '.join(scenes)}; a model is of one scene"):
+            open_recordings("sevenscenes", tmp_path, **options)
+    assert len(open_recordings("sevenscenes", tmp_path / "fire")) == 1
+    assert len(open_recordings("sevenscenes", tmp_path / "fire" / "seq-01")) == 1
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg"])
+def test_colours_of_every_suffix_become_frames(tmp_path: Path, suffix: str) -> None:
+    """Colour and depth of one frame, its pose and 16 bits of depth, as training sees them."""
+    sequence = write_sequence(tmp_path, range(3), suffix)
+    path = sequence / "frame-000001.depth.png"
+    depth_mm = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    depth_mm[:10], depth_mm[10:20] = 0, 65535
+    cv2.imwrite(str(path), depth_mm)
+    recording = SevenScenesRecording(sequence, odometry="none")
+    config = parse(LocalizerConfig, {"input": {"depth_source": "depth"}}, "test")
+    frames = list(labelled_frames(recording, config))
+    assert [item.frame.stamp_ns for item in frames] == [stamp_of(k) for k in range(3)]
+    for index, item in enumerate(frames):
+        assert item.frame.rgb is not None
+        assert item.frame.depth_m is not None
+        assert item.frame.rgb.shape == (HEIGHT, WIDTH, 3)
+        assert np.allclose(item.T_map_camera, camera_pose(index), atol=1e-7)
+        expected = render(index)[1] / 1000.0
+        expected[: 20 * (index == 1)] = 0.0
+        assert np.allclose(item.frame.depth_m, expected, atol=1e-6)
+    assert recording.skipped == {}
+
+
+def test_broken_files_are_told_from_frames_without_a_pose(tmp_path: Path) -> None:
+    sequence = write_sequence(tmp_path, range(6), "jpg")
+    (sequence / "frame-000001.color.jpg").unlink()
+    content = (sequence / "frame-000003.color.jpg").read_bytes()
+    (sequence / "frame-000003.color.jpg").write_bytes(content[: len(content) // 2])
+    recording = SevenScenesRecording(sequence, odometry="none")
+    config = parse(LocalizerConfig, {"input": {"depth_source": "depth"}}, "test")
+    frames = list(labelled_frames(recording, config))
+    # A depth image amid images is no frame of its own (see `Pairing`): frame 1 is not there, frame 3 is depth alone.
+    assert [item.frame.stamp_ns for item in frames] == [stamp_of(k) for k in (0, 2, 3, 4, 5)]
+    assert [item.frame.rgb is None for item in frames] == [False, False, True, False, False]
+    skips = recording.skips.everything()
+    assert {reason: (skip.count, skip.broken) for reason, skip in skips.items()} == {
+        "color files missing": (1, True),
+        "image": (1, True),
+    }
+    assert "truncated JPEG" in skips["image"].names[0]
+    assert str(stamp_of(3)) in skips["image"].names[0]
 
 
 def test_stairs_in_the_official_layout(shared_data: Path) -> None:

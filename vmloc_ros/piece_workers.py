@@ -98,6 +98,7 @@ def make_in_processes(
     Raises:
         DatasetError, TrainingError: as the process met it; or the system has ended a process.
     """
+    others = multiprocessing.active_children()
     longest_first = sorted(jobs, key=lambda job: job.part == WHOLE, reverse=True)
     try:
         with ProcessPoolExecutor(
@@ -105,6 +106,9 @@ def make_in_processes(
         ) as pool:
             _wait_for_all(pool, longest_first, advance)
     except BrokenProcessPool as error:
+        for child in multiprocessing.active_children():
+            if child not in others:  # started while the pool broke: it would wait for work for ever
+                child.terminate()
         done = total - sum(work.open(job) is None for job in jobs)
         raise TrainingError(
             f"a process that prepared samples was ended by the system, most likely for want of memory; {done} of "
