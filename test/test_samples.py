@@ -28,7 +28,7 @@ from vmloc_ros.networks.config import NetworkConfig
 from vmloc_ros.networks.inputs import fit_depth, fit_rgb, normalise_depth, normalise_rgb
 from vmloc_ros.novel_views import ViewMover
 from vmloc_ros.samples import DEPTH, Labelled, build_store, open_store
-from vmloc_ros.split import positions_of, split
+from vmloc_ros.split import block_numbers, positions_of, split, tested_samples
 from vmloc_ros.training_config import DataConfig
 from vmloc_ros.types import Frame
 
@@ -113,6 +113,30 @@ def test_split_by_seven_scenes_frame_numbers(tmp_path: Path) -> None:
     train, validation = split(store, data, NETWORK)
     assert [numbers[i] for i in validation] == [51, 600, 649]
     assert [numbers[i] for i in train] == [0, 1, 2, 50, 52, 650]
+
+
+def test_test_data_is_neither_trained_nor_validated_on(tmp_path: Path) -> None:
+    frames = [*drive(10, "a", START_NS), *drive(10, "b", START_NS + 10**12), *drive(10, "c", START_NS + 10**13)]
+    store = build_store(tmp_path / "cache", iter(frames), 27, 36, "key")
+    data = parse(DataConfig, {"validation": ["b"], "test": ["c"], "test_blocks": ["0.2-0.3"]}, "test")
+    train, validation = split(store, data, NETWORK)
+    tested = tested_samples(store, data, NETWORK)
+    assert tested.tolist() == [2, 3, 12, 13, *range(20, 30)]
+    assert sorted([*train, *validation, *tested]) == list(range(30))
+    assert not len(tested_samples(store, DataConfig(), NETWORK))
+    with pytest.raises(ConfigError, match="c stands in both validation and test"):
+        parse(DataConfig, {"validation": ["c"], "test": ["c"]}, "test")
+    with pytest.raises(ConfigError, match="no frame lies in the block '7-8'"):
+        split(store, parse(DataConfig, {"test_blocks": ["7-8"]}, "test"), NETWORK)
+
+
+def test_blocks_are_numbered_by_recording_and_stretch(tmp_path: Path) -> None:
+    frames = [*drive(10, "a", START_NS), *drive(10, "b", START_NS + 10**12)]
+    store = build_store(tmp_path / "cache", iter(frames), 27, 36, "key")
+    numbers = block_numbers(store, DataConfig(), ["0.2-0.3", "0.5-0.6"])
+    for inside in ([2, 3], [5, 6], [12, 13], [15, 16]):
+        assert len(set(numbers[inside])) == 1
+    assert len(set(numbers[[2, 5, 12, 15, 0, 10]])) == 6
 
 
 def test_split_leaves_out_what_the_network_cannot_see(tmp_path: Path) -> None:

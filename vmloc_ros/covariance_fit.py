@@ -11,6 +11,7 @@ independent errors there are: frames that follow each other err alike, and 50 of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +27,6 @@ PRIOR_STRENGTH = 10.0
 """How many independent errors the isotropic prior of B is worth."""
 MAX_FRAMES = 600
 """More frames are thinned out evenly for the fit: neighbouring ones say nearly the same."""
-LIMITS = {"maxiter": 120, "ftol": 1e-7}
-"""Of the optimizer: the last digits of the likelihood are worth nothing."""
 SHARE_LOGS = (-12.0, 4.0)
 """Bounds of log c."""
 _BELOW = np.tril_indices(6, -1)
@@ -127,6 +126,16 @@ def _predictive_widening(independent: float) -> float:
     return (independent + 2.0) / independent
 
 
+def _minimum(
+    objective: Callable[[Array], tuple[float, Array]], start: Array, bounds: list[tuple[float, float]]
+) -> Array:
+    """Where an objective, given with its gradient, is smallest; the last digits of a likelihood are worth nothing."""
+    found = minimize(
+        objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 120, "ftol": 1e-7}
+    )
+    return np.asarray(found.x)
+
+
 class _Likelihood:
     """Mean negative log-likelihood of zero-mean Gaussian errors, with its gradient."""
 
@@ -155,7 +164,7 @@ class _Likelihood:
         sizes = np.square(units_6)
         start = np.array([np.log(sizes[:3].mean()), np.log(sizes[3:].mean()), -3.0])
         bounds = [(start[0] - 4.0, start[0] + 1.0), (start[1] - 4.0, start[1] + 1.0), SHARE_LOGS]
-        return np.asarray(minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=LIMITS).x)
+        return _minimum(objective, start, bounds)
 
     def fit_full(self, isotropic_66: Array, log_share: float, strength: float) -> tuple[Array, float]:
         """B and c.
@@ -182,6 +191,6 @@ class _Likelihood:
 
         start = np.append(np.zeros(count + 6), log_share)
         bounds = [(-50.0, 50.0)] * count + [(-6.0, 6.0)] * 6 + [SHARE_LOGS]
-        found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=LIMITS).x
+        found = _minimum(objective, start, bounds)
         T, E = factors(found)
         return np.asarray(D @ (T * E) @ (T * E).T @ D), float(np.exp(found[-1]))
