@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -158,7 +159,7 @@ def training_step(
         return loss, bound, "loss"
     optimizer.zero_grad()
     fabric.backward(own_loss * fabric.world_size)  # the processes' gradients are averaged, and these add up
-    for name, encoder in model.network.encoders.items():
+    for name, encoder in cast(Objective, model.module).network.encoders.items():
         if name not in batch.inputs:
             encoder.zero_grad()  # zeros are not the same as none: no moment or weight decays without a sample
     norm = fabric.clip_gradients(model, optimizer, max_norm=clip_norm, error_if_nonfinite=False)

@@ -176,10 +176,11 @@ class StraightforwardNetwork(nn.Module):
     def __init__(self, trunk: str, latent: int) -> None:
         super().__init__()
         build = {"resnet18": models.resnet18, "resnet34": models.resnet34}[trunk]
-        self.trunks = nn.ModuleDict({name: build(weights=None) for name in (RGB, DEPTH)})
-        features = self.trunks[RGB].fc.in_features  # type: ignore[union-attr]
-        for network in self.trunks.values():
-            network.fc = nn.Identity()
+        trunks = {name: build(weights=None) for name in (RGB, DEPTH)}
+        features = trunks[RGB].fc.in_features
+        for network in trunks.values():
+            network.fc = nn.Identity()  # type: ignore[assignment]
+        self.trunks = nn.ModuleDict(trunks)
         self.means = nn.ModuleDict({name: nn.Linear(features, latent) for name in (RGB, DEPTH)})
         self.raws = nn.ModuleDict({name: nn.Linear(features, latent) for name in (RGB, DEPTH)})
         inner = latent // 8
