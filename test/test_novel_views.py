@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from vmloc_ros.novel_views import ViewMover, fill_nearest, random_moves
+from vmloc_ros.novel_views import (
+    ViewMover,
+    fill_nearest,
+    random_moves,
+    right_turn,
+    turned_cylinder,
+    turns_by_columns,
+)
+from vmloc_ros.projection import project_cylindrical
 from vmloc_ros.types import PinholeIntrinsics
 
 CAMERA = PinholeIntrinsics(64, 48, 60.0, 60.0, 31.5, 23.5)
@@ -83,8 +91,9 @@ def test_a_turn_is_a_homography_whatever_the_depth(turn: tuple[float, float, flo
     )
     inside = cv2.erode(inside, np.ones((3, 3), np.uint8), borderValue=0) > 0
     shown, _ = MOVER.move(smooth_picture(), np.zeros((CAMERA.height, CAMERA.width), np.float32), T)
-    difference = np.abs(shown.astype(int) - expected.astype(int)).max(axis=2)
-    assert np.percentile(difference[inside], 99) <= 3
+    for picture in (shown, MOVER.turn(smooth_picture(), T)):
+        difference = np.abs(picture.astype(int) - expected.astype(int)).max(axis=2)
+        assert np.percentile(difference[inside], 99) <= 3
 
 
 def test_what_stands_in_front_hides_what_is_behind() -> None:
@@ -113,3 +122,31 @@ def test_moves_stay_in_their_box_and_fill_it(metres: float, degrees: float) -> N
     for values, limit in ((T[:, :3, 3], metres), (turns, degrees)):
         assert np.abs(values).max() <= limit + 1e-9
         assert np.abs(values).max(axis=0).min() >= 0.95 * limit
+
+
+@given(st.integers(-20, 20), st.sampled_from([360.0, 100.0]), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_a_turned_lidar_sees_its_cylinder_shifted(columns: int, azimuth_deg: float, seed: int) -> None:
+    """The vehicle's turn to the right by whole columns, done to the points, is the shifted image."""
+    generator = np.random.default_rng(seed)
+    width, height, around = 72, 16, azimuth_deg == 360.0
+    step = np.deg2rad(azimuth_deg / width)
+    places = generator.integers(0, width, 300)
+    azimuth = np.deg2rad(azimuth_deg) / 2.0 - (places + generator.uniform(0.1, 0.9, 300)) * step
+    ranges = generator.uniform(2.0, 30.0, 300)
+    points = np.stack([ranges * np.cos(azimuth), ranges * np.sin(azimuth), generator.uniform(-0.4, 0.2, 300)], axis=1)
+    turn = Rotation.from_rotvec([0.0, 0.0, columns * step])  # lidar axes: z up; what it sees turns to the left
+    before, after = (
+        project_cylindrical(xyz.astype(np.float32), width, height, azimuth_deg) for xyz in (points, turn.apply(points))
+    )
+    np.testing.assert_allclose(turned_cylinder(before, columns, around), after, rtol=1e-5)
+
+
+def test_a_right_turn_brings_what_is_right_to_the_middle() -> None:
+    np.testing.assert_allclose(right_turn(0.3)[:3, :3] @ [0.0, 0.0, 1.0], [np.sin(0.3), 0.0, np.cos(0.3)], atol=1e-12)
+
+
+@pytest.mark.parametrize(("degrees", "most"), [(6.0, 3), (1.9, 0)])
+def test_turns_are_whole_columns(degrees: float, most: int) -> None:
+    turns = turns_by_columns(500, degrees, 2.0, np.random.default_rng(0))
+    assert set(turns.tolist()) == set(range(-most, most + 1))

@@ -40,7 +40,7 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
                 "localizer": {"projection": {"kind": "cylindrical"}},
                 "augmentation": {"margin": 0.0, "move_chance": 0.5},
             },
-            "move_chance to 0",
+            "move_m to 0",
         ),
         ({"calibration": {"on_training": True}, "data": {"hold_out": ["1-2"]}}, "on_training"),
     ],

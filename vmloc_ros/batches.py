@@ -15,11 +15,12 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from vmloc_ros.augmentation import Draws, change_depth, change_rgb, draw, erase
+from vmloc_ros.fitting import centre_window
 from vmloc_ros.geometry import Array
 from vmloc_ros.networks.config import Normalisation
 from vmloc_ros.networks.inputs import MIN_DEPTH_M, normalise
 from vmloc_ros.networks.vmloc import Present
-from vmloc_ros.novel_views import View, ViewMover, random_moves
+from vmloc_ros.novel_views import View, ViewMover, random_moves, right_turn, turned_cylinder, turns_by_columns
 from vmloc_ros.samples import SampleStore
 from vmloc_ros.training_config import TrainingConfig
 from vmloc_ros.types import Modality
@@ -131,6 +132,27 @@ def targets(poses_N44: Array, normalisation: Normalisation) -> tuple[Tensor, Ten
     return torch.from_numpy(position).float(), torch.from_numpy(log_quat).float()
 
 
+class Move(NamedTuple):
+    """How a sample is moved before it is shown.
+
+    Attributes:
+        T_camera_moved: (4, 4).
+        columns: of a cylindrical depth image that the same turn is, to the right.
+    """
+
+    T_camera_moved: Array
+    columns: int
+
+
+def column_deg(config: TrainingConfig) -> float:
+    """Degrees that a column of the network's depth image spans; 0 where depth is seen as by a camera."""
+    projection, network = config.localizer.projection, config.network
+    if config.localizer.input.depth_source not in ("points", "scan") or projection.kind != "cylindrical":
+        return 0.0
+    _, _, width, _ = centre_window(projection.height, projection.width, network.height, network.width)
+    return projection.azimuth_deg * width / projection.width / config.stored_size()[1]
+
+
 class BatchMaker:
     """Makes augmented training batches, or one process's part of each, out of a store."""
 
@@ -142,6 +164,7 @@ class BatchMaker:
         self._normalisation = normalisation
         self._part = part or Part()
         self._mover = ViewMover(store.camera)
+        self._column_deg = column_deg(config)
 
     def make(self, samples: NDArray[np.int64], seed: tuple[int, ...]) -> Batch:
         """This process's part of one batch; the same samples and seed give the same batch, in as many parts."""
@@ -164,26 +187,39 @@ class BatchMaker:
         own = slice(rows.start, rows.stop)
         poses, camera = self._store.T_map_camera[samples[own]], self._store.camera
         for row in views:
-            poses[row - rows.start] @= moves[row]
+            poses[row - rows.start] @= moves[row].T_camera_moved
         if self._config.augmentation.turn_labels:
             poses = turned(poses, x[own] - free_x // 2, y[own] - free_y // 2, camera.fx, camera.fy)
         return Batch(inputs, *targets(poses, self._normalisation), samples[own], rows.start, size)
 
-    def _moves(self, samples: NDArray[np.int64], generator: np.random.Generator) -> dict[int, Array]:
-        """By row: T_camera_moved of the samples that are to be shown from a pose nearby."""
+    def _moves(self, samples: NDArray[np.int64], generator: np.random.Generator) -> dict[int, Move]:
+        """By row: how the samples are moved that are to be shown from a pose nearby."""
         augmentation, size = self._config.augmentation, len(samples)
         if not augmentation.move_chance:
             return {}
         chosen = generator.random(size) < augmentation.move_chance
+        if self._column_deg:
+            columns = turns_by_columns(size, augmentation.move_deg, self._column_deg, generator)
+            turns = [right_turn(np.deg2rad(count * self._column_deg)) for count in columns]
+            return {int(row): Move(turns[row], int(columns[row])) for row in np.flatnonzero(chosen)}
         moves = random_moves(size, augmentation.move_m, augmentation.move_deg, generator)
         able = self._store.has_depth[samples] | (augmentation.move_m == 0.0)
-        return {int(row): moves[row] for row in np.flatnonzero(chosen & able)}
+        return {int(row): Move(moves[row], 0) for row in np.flatnonzero(chosen & able)}
 
-    def _views(self, samples: NDArray[np.int64], moves: Mapping[int, Array]) -> dict[int, View]:
-        """By row: colour and depth of the samples as the moved cameras would have seen them."""
-        store = self._store
+    def _views(self, samples: NDArray[np.int64], moves: Mapping[int, Move]) -> dict[int, View]:
+        """By row: colour and depth of the samples as the moved sensors would have seen them."""
+        store, all_around = self._store, self._config.localizer.projection.azimuth_deg == 360.0
+        if self._column_deg:
+            return {
+                row: (
+                    self._mover.turn(store.rgb[samples[row]], move.T_camera_moved),
+                    turned_cylinder(store.depth_m[samples[row]], move.columns, all_around),
+                )
+                for row, move in moves.items()
+            }
         return {
-            row: self._mover.move(store.rgb[samples[row]], store.depth_m[samples[row]], T) for row, T in moves.items()
+            row: self._mover.move(store.rgb[samples[row]], store.depth_m[samples[row]], move.T_camera_moved)
+            for row, move in moves.items()
         }
 
     def _images(

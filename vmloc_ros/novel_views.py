@@ -87,10 +87,49 @@ class ViewMover:
         moved[index[order]] = z[seen][order]
         moved = cv2.morphologyEx(moved.reshape(c.height, c.width), cv2.MORPH_OPEN, CRACK)
         moved = fill_nearest(np.where(moved < FARTHEST_M, moved, np.float32(0.0)))
-        back = (self._rays * moved.reshape(-1, 1)) @ R.T + t
-        z = np.maximum(back[:, 2], 1e-6)
-        x = (c.fx * back[:, 0] / z + c.cx).reshape(c.height, c.width)
-        y = (c.fy * back[:, 1] / z + c.cy).reshape(c.height, c.width)
+        x, y = self._pixels((self._rays * moved.reshape(-1, 1)) @ R.T + t)
         shown = cv2.remap(rgb, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
         valid = cv2.remap((depth > 0.0).astype(np.uint8), x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
         return shown, np.where(valid > 0, moved, np.float32(0.0))
+
+    def turn(self, rgb: NDArray[np.uint8], T_camera_moved: Array) -> NDArray[np.uint8]:
+        """Colour as the camera would have seen it if it had only been turned: a homography, whatever the depth."""
+        x, y = self._pixels(self._rays @ T_camera_moved[:3, :3].astype(np.float32).T)
+        return np.asarray(cv2.remap(rgb, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT), dtype=np.uint8)
+
+    def _pixels(self, points_N3: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Where the camera sees points: columns and rows (H, W)."""
+        c = self._camera
+        z = np.maximum(points_N3[:, 2], 1e-6)
+        columns = c.fx * points_N3[:, 0] / z + c.cx
+        return columns.reshape(c.height, c.width), (c.fy * points_N3[:, 1] / z + c.cy).reshape(c.height, c.width)
+
+
+def turns_by_columns(
+    count: int, degrees: float, column_deg: float, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Turns to the right by up to `degrees` (N,), in whole columns of a cylindrical image."""
+    most = int(degrees / column_deg)
+    return generator.integers(-most, most + 1, count)
+
+
+def turned_cylinder(range_m: NDArray[np.floating], columns: int, all_around: bool) -> NDArray[np.float32]:
+    """A cylindrical image (H, W) as the lidar would have made it if it had been turned to the right about its axis.
+
+    Args:
+        columns: by how many columns.
+        all_around: the view is of 360 degrees; otherwise what comes into view at the border has no return.
+    """
+    moved = np.roll(np.asarray(range_m, dtype=np.float32), -columns, axis=1)
+    if not all_around and columns > 0:
+        moved[:, -columns:] = 0.0
+    elif not all_around and columns < 0:
+        moved[:, :-columns] = 0.0
+    return moved
+
+
+def right_turn(radians: float) -> Array:
+    """T_camera_moved (4, 4) of a camera turned to the right about its vertical axis (optical axes: y down)."""
+    T = np.eye(4)
+    T[:3, :3] = Rotation.from_rotvec([0.0, radians, 0.0]).as_matrix()
+    return T

@@ -143,7 +143,13 @@ class AugmentationConfig(StrictModel):
         "depth; with move_m 0 the camera is only turned, which needs no depth.",
     )
     move_m: float = Field(0.15, ge=0.0, description="Such a pose is up to this far away along each axis.")
-    move_deg: float = Field(8.0, ge=0.0, le=45.0, description="And turned by up to this much about each axis.")
+    move_deg: float = Field(
+        8.0,
+        ge=0.0,
+        le=45.0,
+        description="And turned by up to this much about each axis; where depth is a cylindrical image, the vehicle is "
+        "turned about its vertical axis alone, camera and lidar together.",
+    )
     brightness: float = Field(0.2, ge=0.0, lt=1.0, description="Colour is multiplied by up to 1 +- this.")
     contrast: float = Field(0.2, ge=0.0, lt=1.0, description="Contrast about the image's mean, up to 1 +- this.")
     colour: float = Field(0.05, ge=0.0, lt=1.0, description="Each channel is multiplied by up to 1 +- this.")
@@ -257,10 +263,11 @@ class TrainingConfig(StrictModel):
         from_lidar = self.localizer.input.depth_source in ("points", "scan")
         cylinder = "depth" in self.network.modalities and self.localizer.projection.kind == "cylindrical"
         turns = self.augmentation.margin > 0.0 and self.augmentation.turn_labels
-        if from_lidar and cylinder and (turns or self.augmentation.move_chance > 0.0):
+        moves = self.augmentation.move_chance > 0.0 and self.augmentation.move_m > 0.0
+        if from_lidar and cylinder and (turns or moves):
             raise ValueError(
-                "with projection.kind cylindrical the depth image is the lidar's and does not turn with a shifted or "
-                "moved camera: set augmentation.margin to 0 (or turn_labels to false) and move_chance to 0"
+                "with projection.kind cylindrical the depth image is the lidar's, which can be turned, but not shifted "
+                "or moved with the camera: set augmentation.margin to 0 (or turn_labels to false) and move_m to 0"
             )
         if self.calibration.on_training and self.calibration.folds:
             raise ValueError("calibration.on_training is for trainings without calibration.folds")
