@@ -142,7 +142,7 @@ class StoreWriter:
 
 def write_index(
     folder: Path,
-    arrays: Mapping[str, NDArray[Any]],
+    arrays: Mapping[str, Any],
     camera: PinholeIntrinsics | None,
     recordings: list[str],
     key: str,
