@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -168,6 +169,7 @@ def test_one_sensor_and_no_training_poses_give_fewer_rows(model: Path, scene: Pa
     text = console.export_text()
     assert METHODS["DEPTH_ONLY"] in text
     assert not any(METHODS[name] in text for name in ("RGB_DEPTH", "RGB_ONLY", "retrieval", "nearest_pose"))
+    assert re.search(r"depth:2 missing *\n *no answer +0", text)
 
 
 def test_sensors_are_those_of_the_training_unless_told_otherwise(tmp_path: Path) -> None:

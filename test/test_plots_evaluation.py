@@ -168,7 +168,9 @@ def test_captions_say_which_frame_how_wrong_and_how_sure(result: Evaluation) -> 
     assert f"NEES {entry['nees']:.1f}" in lines[1]
     assert f"nearest training image {entry['retrieval_m']:.3f} m" in lines[2]
     bare = {key: value for key, value in entry.items() if not key.startswith(("retrieval", "nearest"))}
-    assert caption(1, bare).splitlines()[:2] == lines[:2]
+    assert caption(1, bare).splitlines() == lines[:2]
+    assert len(lines) == 3
+    assert caption(1, entry, narrow=True).replace("\n", "; ") == "; ".join(lines)
 
 
 @pytest.mark.parametrize("absent", ["rgb", "depth_m"])

@@ -221,6 +221,7 @@ def draw_corruptions(figure: Figure, conditions: Sequence[Condition]) -> None:
         axes.margins(y=0.08)
         plain_numbers(axes.yaxis, unit)
         axes.set_xticks(range(len(conditions)))
+        axes.set_xlim(-0.5, len(conditions) - 0.5)
         axes.set_xticklabels([CONDITION_LABELS.get(c.name, c.name) for c in conditions], fontsize=8.5)
         axes.grid(axis="x", visible=False)
         for border in range(1, len(conditions)):

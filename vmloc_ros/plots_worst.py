@@ -18,8 +18,9 @@ from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import Frame
 
 SHEET = "worst.png"
-COLUMNS = 2
-PICTURE_WIDTH, CAPTION_HEIGHT, BAR_HEIGHT = 2.7, 0.62, 0.5
+PANELS = 4
+"""Pictures side by side: of two frames with image and depth, or of four with one of them."""
+PICTURE_WIDTH, LINE_HEIGHT, BAR_HEIGHT = 2.7, 0.2, 0.5
 """Inches."""
 DEPTH_COLOURS, NO_RETURN = "plasma_r", "#b4b4b4"
 """Near is bright, far is dark, as in `plots.draw_depth`."""
@@ -41,22 +42,25 @@ def plot_worst(path: Path, result: Evaluation) -> Path:
     kinds = [name for name in ("rgb", "depth_m") if any(getattr(frame, name) is not None for frame in shown)]
     depths = [frame.depth_m[frame.depth_m > 0] for frame in shown if frame.depth_m is not None]
     far_m = float(np.percentile(np.concatenate([*depths, [1e-3]]), 97))
-    rows = -(-len(entries) // COLUMNS)
-    height = PICTURE_WIDTH * max(_aspect(frame) for frame in shown) + CAPTION_HEIGHT
-    size = (COLUMNS * len(kinds) * PICTURE_WIDTH, rows * height + (BAR_HEIGHT if depths else 0.0))
+    columns = min(PANELS // len(kinds), len(entries))
+    rows = -(-len(entries) // columns)
+    captions = [caption(number, entry, narrow=len(kinds) == 1) for number, entry in enumerate(entries, 1)]
+    height = PICTURE_WIDTH * max(_aspect(frame) for frame in shown)
+    height += LINE_HEIGHT * max(text.count("\n") + 1 for text in captions)
+    size = (columns * len(kinds) * PICTURE_WIDTH, rows * height + (BAR_HEIGHT if depths else 0.0))
     with figure_file(path, size) as figure:
-        grid = figure.subplots(rows, COLUMNS * len(kinds), squeeze=False)
+        grid = figure.subplots(rows, columns * len(kinds), squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
-        for number, (frame, entry) in enumerate(zip(shown, entries, strict=True)):
-            row, column = divmod(number, COLUMNS)
+        for index, frame in enumerate(shown):
+            row, column = divmod(index, columns)
             panels = grid[row, column * len(kinds) : (column + 1) * len(kinds)]
             for axes, kind in zip(panels, kinds, strict=True):
                 if kind == "rgb":
                     _draw_rgb(axes, frame)
                 else:
                     _draw_depth(axes, frame, far_m)
-            panels[0].set_title(caption(number + 1, entry), fontsize=7.5, fontweight="normal")
+            panels[0].set_title(captions[index], fontsize=7.5, fontweight="normal")
         if depths:
             scale = ScalarMappable(Normalize(0.0, far_m), DEPTH_COLOURS)
             bar = figure.colorbar(scale, ax=grid, location="bottom", shrink=0.4, aspect=40, pad=0.01)
@@ -65,8 +69,11 @@ def plot_worst(path: Path, result: Evaluation) -> Path:
     return path
 
 
-def caption(number: int, entry: Mapping[str, Any]) -> str:
-    """Three lines: which frame; the error, and what the network expected; what the training set has to offer."""
+def caption(number: int, entry: Mapping[str, Any], narrow: bool = False) -> str:
+    """Which frame; the error, and what the network expected; what the training set has to offer.
+
+    Three lines over two pictures; over one (`narrow`) a line for each.
+    """
     seconds, rest_ns = divmod(int(entry["stamp_ns"]), NANOSECONDS)
     which = f"{number}.  {entry['recording']}  {seconds}.{rest_ns // 1_000_000:03d} s"
     error = f"error {entry['position_m']:.3f} m, {entry['rotation_deg']:.2f} deg"
@@ -76,7 +83,8 @@ def caption(number: int, entry: Mapping[str, Any]) -> str:
         for name, what in (("retrieval", "image"), ("nearest_pose", "pose"))
         if f"{name}_m" in entry
     ]
-    return "\n".join([which, f"{error}; {stated}", "; ".join(known)])
+    together = "\n" if narrow else "; "
+    return "\n".join([which, together.join([error, stated]), together.join(known)]).rstrip("\n")
 
 
 def _aspect(frame: Frame) -> float:

@@ -66,10 +66,10 @@ def uncertainty_table(report: Report) -> Table:
     title = "covariances: frames inside, log-likelihood; weight of the experts"
     table = _table(title, (*headers, *experts))
     for section, name, entry in _rows(report):
-        if section:
-            table.add_row(section, style="bold")
         if "nees" not in entry:
             continue
+        if section:
+            table.add_row(section, style="bold")
         coverage = [f"{100.0 * entry['coverage'][level]:.0f}" for level in ("50", "90", "95")]
         likelihood = [number(entry["log_likelihood"][key]) for key in ("model", "best_constant")]
         weights = entry.get("expert_weights", {})
@@ -121,6 +121,8 @@ def _rows(report: Report) -> Iterator[tuple[str, str, Report]]:
             entries["retrieval"] = retrieval
         if index == 0 and report["nearest_pose"] is not None:
             entries["nearest_pose"] = report["nearest_pose"]
+        if not entries:
+            yield section, "  no answer", {"errors": None}
         indent = "  " if section else ""
         for name, entry in entries.items():
             yield section, indent + METHODS[name], entry
