@@ -14,9 +14,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pictures import NORMALISATION, TINY, card_of
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
-from vmloc_ros.checkpoint import CARD, WEIGHTS, fill_network, load_card, load_model, save_model
+from vmloc_ros.checkpoint import CARD, WEIGHTS, fill_network, load_card, load_model, read_tensors, save_model
 from vmloc_ros.config import parse
 from vmloc_ros.errors import CheckpointError
 from vmloc_ros.networks.config import NetworkConfig
@@ -104,6 +104,17 @@ def test_damaged_weights_are_refused(whole: Path, tmp_path: Path, place: float, 
 class Bomb:
     def __reduce__(self) -> tuple:
         return (Path("exploded").touch, ())
+
+
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480])
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path: Path, length: int) -> None:
+    tensors = {"a": torch.arange(3.0)}
+    plain = save(tensors)
+    header = plain[8 : 8 + int.from_bytes(plain[:8], "little")].ljust(length)
+    path = tmp_path / WEIGHTS
+    path.write_bytes(length.to_bytes(8, "little") + header + plain[-12:])
+    assert path.read_bytes()[0] == 0x80
+    assert torch.equal(read_tensors(path)[0]["a"], tensors["a"])
 
 
 @pytest.mark.parametrize("kind", ["pickle", "torch", "zip"])

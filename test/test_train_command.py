@@ -11,8 +11,10 @@ import pytest
 import yaml
 from pictures import TINY
 
+from vmloc_ros import files
 from vmloc_ros.assembly import labelled_frames
-from vmloc_ros.checkpoint import CARD, CONFIG, METRICS, RETRIEVAL, WEIGHTS, load_card
+from vmloc_ros.checkpoint import CARD, CONFIG, METRICS, NEIGHBOURS, RETRIEVAL, WEIGHTS, load_card
+from vmloc_ros.commands.calibrate import run_calibrate
 from vmloc_ros.commands.evaluate import run_evaluate
 from vmloc_ros.commands.town import run_town
 from vmloc_ros.commands.train import run_train
@@ -20,11 +22,11 @@ from vmloc_ros.config import ModelConfig
 from vmloc_ros.datasets.open import open_recordings
 from vmloc_ros.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from vmloc_ros.evaluation import frame_config
-from vmloc_ros.localizer import load_localizer
+from vmloc_ros.localizer import VMLocLocalizer, load_localizer
 from vmloc_ros.metrics import error_summary
 from vmloc_ros.training import train
 from vmloc_ros.trajectory import read_tum
-from vmloc_ros.types import PoseEstimate
+from vmloc_ros.types import Mode, PoseEstimate
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def model(town: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_models_folder_is_whole(model: Path) -> None:
-    for name in (WEIGHTS, CARD, CONFIG, METRICS, RETRIEVAL, "training.png"):
+    for name in (WEIGHTS, CARD, CONFIG, METRICS, RETRIEVAL, NEIGHBOURS, "training.png"):
         assert (model / name).stat().st_size > 0, name
     card = load_card(model)
     assert card.training["recordings"] == ["traversal_00"]
@@ -174,3 +176,102 @@ def test_without_validation_the_card_says_so(town: Path, tmp_path: Path) -> None
     card = load_card(run_train(recipe, town, tmp_path / "model"))
     assert card.scores["on"] == "the training frames"
     assert card.training["validation_frames"] == 0
+
+
+@pytest.fixture(scope="module")
+def cross_fitted(town: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("folds")
+    recipe = write_recipe(
+        folder,
+        data={"train": ["traversal_00"], "validation": [], "hold_out": ["0-0.7"], "test": ["traversal_01"]},
+        calibration={"folds": [["1-1.6"], ["2-2.6"]], "fold_epochs": 1},
+        optimizer={"epochs": 2},
+    )
+    return run_train(recipe, town, folder / "model")
+
+
+def test_folds_calibrate_the_model(cross_fitted: Path) -> None:
+    card = load_card(cross_fitted)
+    both = card.calibration[Mode.RGB_DEPTH]
+    folds = card.scores["folds"]
+    assert [fold["blocks"] for fold in folds] == [["1-1.6"], ["2-2.6"]]
+    assert both.frames == card.scores["RGB_DEPTH"]["n"] + sum(fold["RGB_DEPTH"]["n"] for fold in folds)
+    assert both.judged is not None
+    assert both.judged.blocks == 3
+    assert card.training["recordings"] == ["traversal_00"]
+
+
+def test_test_data_is_scored_and_nothing_else(cross_fitted: Path) -> None:
+    card = load_card(cross_fitted)
+    tested = card.scores["test"]
+    assert tested["frames"] > card.training["validation_frames"]
+    for mode in card.calibration:
+        judged = tested[mode.value]["covariance"]
+        assert judged["frames"] == tested[mode.value]["n"]
+        assert set(judged["coverage"]) == {"50", "90", "95"}
+    assert "traversal_01" not in (*card.training["recordings"], *card.training["validation_recordings"])
+
+
+def test_finished_folds_are_kept(cross_fitted: Path, town: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    kept = {path: path.read_bytes() for path in sorted((cross_fitted / "work").glob("fold_*/weights.safetensors"))}
+    assert len(kept) == 2
+    before = load_card(cross_fitted)
+    missing = next(iter(kept))
+    missing.unlink()
+    run_train(cross_fitted.parent / "recipe.yaml", town, cross_fitted, resume=True)
+    said = capfd.readouterr().err
+    assert "fold 2 of 2: finished before" in said
+    assert "fold 1 of 2: training on" in said
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert load_card(cross_fitted).calibration == before.calibration
+
+
+def test_a_fold_must_hold_training_frames(town: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path, data={"validation": [], "hold_out": ["0-0.7"]}, calibration={"folds": [["0.1-0.3"]]}
+    )
+    with pytest.raises(ConfigError, match="calibration.folds: 0.1-0.3 holds 0 training frames"):
+        run_train(recipe, town, tmp_path / "model")
+
+
+def test_a_model_is_calibrated_again_on_other_data(model: Path, town: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in (WEIGHTS, CARD, CONFIG, NEIGHBOURS):
+        (folder / name).write_bytes((model / name).read_bytes())
+    before = load_card(folder)
+    card = run_calibrate(folder, town, "town", ["traversal_01"], device="cpu")
+    assert load_card(folder) == card
+    # The same frames that training had calibrated on: the same numbers.
+    assert card.calibration[Mode.RGB_DEPTH].frames == before.calibration[Mode.RGB_DEPTH].frames
+    again, first = (np.array(c.calibration[Mode.RGB_DEPTH].base_66) for c in (card, before))
+    assert np.diag(again) == pytest.approx(np.diag(first), rel=0.05)
+    assert card.scores["calibrated_on"]["recordings"] == ["traversal_01"]
+    # A model without training latents, as an imported one: on the latent scatter, or with latents measured anew.
+    files.write_yaml(
+        folder / CARD, before.model_copy(update={"neighbours_sha256": "", "calibration": {}}).model_dump(mode="json")
+    )
+    assert run_calibrate(folder, town, "town", ["traversal_01"]).calibration[Mode.RGB_ONLY].evidence == "scatter"
+    (folder / NEIGHBOURS).unlink()
+    measured = run_calibrate(folder, town, "town", trained_on=["traversal_00"])
+    assert measured.calibration[Mode.RGB_ONLY].evidence == "neighbours"
+    assert isinstance(load_localizer(folder, ModelConfig(device="cpu", threads=1)), VMLocLocalizer)
+    with pytest.raises(ConfigError, match="no recording 'traversal_09'"):
+        run_calibrate(folder, town, "town", ["traversal_09"])
+    with pytest.raises(ConfigError, match="stands in --trained-on too"):
+        run_calibrate(folder, town, "town", ["traversal_00"], ["traversal_00"])
+    with pytest.raises(ConfigError, match="no recording is left"):
+        run_calibrate(folder, town, "town", trained_on=["traversal_00", "traversal_01"])
+
+
+def test_training_latents_of_another_model_are_refused(model: Path, tmp_path: Path) -> None:
+    for name in (WEIGHTS, CARD, NEIGHBOURS):
+        (tmp_path / name).write_bytes((model / name).read_bytes())
+    content = bytearray((tmp_path / NEIGHBOURS).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / NEIGHBOURS).write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match="its sha256 is not the one in the card"):
+        load_localizer(tmp_path, ModelConfig(device="cpu"))
+    (tmp_path / NEIGHBOURS).unlink()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_localizer(tmp_path, ModelConfig(device="cpu"))

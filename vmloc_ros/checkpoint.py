@@ -193,12 +193,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], bytes]:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); copy the model's folder whole") from error
-    if content[:4] == b"PK\x03\x04" or content[:1] == b"\x80":
+    is_header = content[8:9] == b"{"  # of safetensors, whose first byte may be a pickle's: it is part of a length
+    if content[:4] == b"PK\x03\x04" or (content[:1] == b"\x80" and not is_header):
         raise CheckpointError(
             f"{path}: is a pickle (torch.save), which can run code and is never loaded; use safetensors"
         )
     length = int.from_bytes(content[:8], "little")
-    if len(content) < 10 or (content[8:9] == b"{" and length < MAX_HEADER_BYTES and len(content) < 8 + length):
+    if len(content) < 10 or (is_header and length < MAX_HEADER_BYTES and len(content) < 8 + length):
         raise CheckpointError(f"{path}: truncated ({len(content)} bytes); copy it again")
     try:
         return load_safetensors(content), content
