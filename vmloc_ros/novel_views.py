@@ -34,12 +34,15 @@ def fill_nearest(depth_m: NDArray[np.float32]) -> NDArray[np.float32]:
     _, labels = cv2.distanceTransformWithLabels(
         holes.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_3, labelType=cv2.DIST_LABEL_PIXEL
     )
+    labels = np.asarray(labels, dtype=np.int64)
     values = np.zeros(int(labels.max()) + 1, np.float32)
     values[labels[~holes]] = depth_m[~holes]
-    return values[labels]
+    return np.asarray(values[labels], dtype=np.float32)
 
 
-FARTHEST_M = 1e6
+BEHIND_M = np.float32(1e-6)
+"""Depth of what lies behind the camera, or beside it: far out of every picture."""
+FARTHEST_M = np.float32(1e6)
 CRACK = np.ones((3, 3), np.uint8)
 """A surface that comes nearer is torn into points; between them, what lies behind it must not be seen."""
 
@@ -70,27 +73,27 @@ class ViewMover:
 
         What it would see beyond the borders of the recorded view is black, and has no return.
         """
-        c = self._camera
         depth = np.asarray(depth_m, dtype=np.float32)
-        filled = fill_nearest(depth)
         R = T_camera_moved[:3, :3].astype(np.float32)
         t = T_camera_moved[:3, 3].astype(np.float32)
-        points = (self._rays * filled.reshape(-1, 1) - t) @ R
-        z = points[:, 2]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            u = np.rint(c.fx * points[:, 0] / z + c.cx)
-            v = np.rint(c.fy * points[:, 1] / z + c.cy)
+        moved = self._depth_of(np.asarray((self._rays * fill_nearest(depth).reshape(-1, 1) - t) @ R, np.float32))
+        x, y = self._pixels(np.asarray((self._rays * moved.reshape(-1, 1)) @ R.T + t, np.float32))
+        shown = cv2.remap(rgb, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+        valid = cv2.remap((depth > 0.0).astype(np.uint8), x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
+        return np.asarray(shown, np.uint8), np.where(np.asarray(valid) > 0, moved, np.float32(0.0))
+
+    def _depth_of(self, points_N3: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Depth image (H, W) of points in the camera's axes, the nearest of each pixel; every pixel has one."""
+        c, z = self._camera, points_N3[:, 2]
+        x, y = self._pixels(points_N3)
+        u, v = np.rint(x.reshape(-1)), np.rint(y.reshape(-1))
         seen = (z > NEAREST_M) & (u >= 0) & (u < c.width) & (v >= 0) & (v < c.height)
         index = (v[seen] * c.width + u[seen]).astype(np.int64)
         order = np.argsort(-z[seen], kind="stable")  # the nearest is written last
-        moved = np.full(c.height * c.width, FARTHEST_M, np.float32)
-        moved[index[order]] = z[seen][order]
-        moved = cv2.morphologyEx(moved.reshape(c.height, c.width), cv2.MORPH_OPEN, CRACK)
-        moved = fill_nearest(np.where(moved < FARTHEST_M, moved, np.float32(0.0)))
-        x, y = self._pixels((self._rays * moved.reshape(-1, 1)) @ R.T + t)
-        shown = cv2.remap(rgb, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
-        valid = cv2.remap((depth > 0.0).astype(np.uint8), x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
-        return shown, np.where(valid > 0, moved, np.float32(0.0))
+        depth = np.full(c.height * c.width, FARTHEST_M, np.float32)
+        depth[index[order]] = z[seen][order]
+        opened = np.asarray(cv2.morphologyEx(depth.reshape(c.height, c.width), cv2.MORPH_OPEN, CRACK), np.float32)
+        return fill_nearest(np.where(opened < FARTHEST_M, opened, np.float32(0.0)))
 
     def turn(self, rgb: NDArray[np.uint8], T_camera_moved: Array) -> NDArray[np.uint8]:
         """Colour as the camera would have seen it if it had only been turned: a homography, whatever the depth."""
@@ -100,9 +103,10 @@ class ViewMover:
     def _pixels(self, points_N3: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Where the camera sees points: columns and rows (H, W)."""
         c = self._camera
-        z = np.maximum(points_N3[:, 2], 1e-6)
-        columns = c.fx * points_N3[:, 0] / z + c.cx
-        return columns.reshape(c.height, c.width), (c.fy * points_N3[:, 1] / z + c.cy).reshape(c.height, c.width)
+        z = np.maximum(points_N3[:, 2], BEHIND_M)
+        columns = (points_N3[:, 0] / z * np.float32(c.fx) + np.float32(c.cx)).astype(np.float32)
+        rows = (points_N3[:, 1] / z * np.float32(c.fy) + np.float32(c.cy)).astype(np.float32)
+        return columns.reshape(c.height, c.width), rows.reshape(c.height, c.width)
 
 
 def turns_by_columns(
