@@ -43,6 +43,10 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
             "move_m to 0",
         ),
         ({"calibration": {"on_training": True}, "data": {"hold_out": ["1-2"]}}, "on_training"),
+        ({"calibration": {"on_training": True, "folds": [["1-2"]]}}, "without calibration.folds"),
+        ({"calibration": {"folds": [["1-2"], []]}}, "at least one block"),
+        ({"calibration": {"folds": [["2-1"]]}}, "not a range"),
+        ({"data": {"test_blocks": ["2-1"]}}, "not a range"),
     ],
 )
 def test_contradictions_are_refused(values: dict, message: str) -> None:

@@ -1,6 +1,7 @@
 """Trained models on disk: safetensors and a card, loaded strictly, never unpickled.
 
-A model's folder holds `model.safetensors`, `card.yaml`, `config.yaml`, `metrics.csv` maybe `retrieval.safetensors`.
+A model's folder holds `model.safetensors`, `card.yaml`, `config.yaml`, `metrics.csv`, maybe `retrieval.safetensors`
+and `neighbours.safetensors`.
 The card carries everything that is needed to use the weights: architecture, normalisation, camera, calibration, hash.
 """
 
