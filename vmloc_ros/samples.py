@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from vmloc_ros import files
 from vmloc_ros.errors import TrainingError
-from vmloc_ros.geometry import Array
 from vmloc_ros.fitting import fit_depth, fit_intrinsics, fit_rgb
+from vmloc_ros.geometry import Array
 from vmloc_ros.types import Frame, PinholeIntrinsics
 
 INDEX = "samples.npz"
