@@ -15,8 +15,8 @@ import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from vmloc_ros.bag_messages import STATUS_DEFINITION
-from vmloc_ros.bag_writer import typestore
 from vmloc_ros.bag_recording import BagRecording
+from vmloc_ros.bag_writer import typestore
 from vmloc_ros.bags import BagReader, BagWriter
 from vmloc_ros.config import TopicNames
 from vmloc_ros.errors import BagError, DatasetError

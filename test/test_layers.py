@@ -14,14 +14,16 @@ PACKAGE = PROJECT / "vmloc_ros"
 # By a module's name, or its folder's.
 LAYERS = {
     0: "errors geometry config types files",
-    1: "buffers camera images clouds fitting projection novel_views accumulation trajectory odometry increments filter relocalization "
-    "replay history fusion metrics messages pairing clock extrinsics parameter_file uncertainty neighbours covariance_fit "
-    "corruption",
+    1: "buffers camera images clouds fitting projection novel_views accumulation trajectory odometry increments filter "
+    "relocalization replay history fusion metrics messages pairing clock extrinsics parameter_file uncertainty "
+    "neighbours covariance_fit corruption",
     2: "datasets networks losses",
-    3: "checkpoint training training_config training_state machines weight_average augmentation trunk_weights official validation calibration neighbour_file split samples "
-    "batches objective localizer runtimes frame_source assembly outputs pipeline bags bag_messages bag_writer "
-    "bag_recording evaluation run_log run_outputs "
-    "report retrieval recordings sample_pieces piece_workers division preparation plots plots_evaluation plots_reliability plots_worst comparison comparison_tables plots_comparison",
+    3: "checkpoint training training_config training_state machines weight_average augmentation trunk_weights official "
+    "validation calibration neighbour_file split samples batches objective "
+    "localizer runtimes frame_source assembly outputs pipeline "
+    "bags bag_messages bag_writer bag_recording recordings sample_pieces piece_workers division preparation "
+    "progress evaluation run_log run_outputs report retrieval comparison comparison_tables "
+    "plots plots_evaluation plots_reliability plots_worst plots_comparison",
     4: "commands cli ros",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

@@ -28,7 +28,7 @@ from vmloc_ros.networks.config import NetworkConfig
 from vmloc_ros.networks.inputs import fit_depth, fit_rgb, normalise_depth, normalise_rgb
 from vmloc_ros.novel_views import ViewMover
 from vmloc_ros.samples import DEPTH, Labelled, build_store, open_store
-from vmloc_ros.split import block_numbers, positions_of, split, tested_samples
+from vmloc_ros.split import block_numbers, positions_of, scored_samples, split
 from vmloc_ros.training_config import DataConfig
 from vmloc_ros.types import Frame
 
@@ -120,10 +120,10 @@ def test_test_data_is_neither_trained_nor_validated_on(tmp_path: Path) -> None:
     store = build_store(tmp_path / "cache", iter(frames), 27, 36, "key")
     data = parse(DataConfig, {"validation": ["b"], "test": ["c"], "test_blocks": ["0.2-0.3"]}, "test")
     train, validation = split(store, data, NETWORK)
-    tested = tested_samples(store, data, NETWORK)
+    tested = scored_samples(store, data, NETWORK)
     assert tested.tolist() == [2, 3, 12, 13, *range(20, 30)]
     assert sorted([*train, *validation, *tested]) == list(range(30))
-    assert not len(tested_samples(store, DataConfig(), NETWORK))
+    assert not len(scored_samples(store, DataConfig(), NETWORK))
     with pytest.raises(ConfigError, match="c stands in both validation and test"):
         parse(DataConfig, {"validation": ["c"], "test": ["c"]}, "test")
     with pytest.raises(ConfigError, match="no frame lies in the block '7-8'"):

@@ -5,7 +5,8 @@ A process may make its part of a batch alone: all random choices are those of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -258,3 +259,23 @@ def turned(poses_N44: Array, dx_N: NDArray[np.int64], dy_N: NDArray[np.int64], f
     result = poses_N44.copy()
     result[:, :3, :3] = poses_N44[:, :3, :3] @ turn.as_matrix()
     return result
+
+
+def epoch_batches(samples: NDArray[np.int64], config: TrainingConfig, epoch: int) -> list[NDArray[np.int64]]:
+    """This epoch's batches of sample indices, of nearly equal size, shuffled by seed and epoch alone."""
+    order = np.random.default_rng((config.seed, epoch)).permutation(samples)
+    return np.array_split(order, max(1, round(len(order) / config.optimizer.batch_size)))
+
+
+def made_ahead(maker: BatchMaker, batches: list[NDArray[np.int64]], seed: tuple[int, ...]) -> Iterator[Batch]:
+    """The epoch's batches; each is made by a second thread while the step before it runs.
+
+    That thread uses one core only: more would take them from the step, and wait for each other.
+    """
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        upcoming: Future[Batch] = pool.submit(maker.make, batches[0], (*seed, 0))
+        for index in range(len(batches)):
+            batch = upcoming.result()
+            if index + 1 < len(batches):
+                upcoming = pool.submit(maker.make, batches[index + 1], (*seed, index + 1))
+            yield batch

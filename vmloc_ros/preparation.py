@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vmloc_ros.datasets.base import Recording
 from vmloc_ros.datasets.skips import LeftOut, Skip, refuse_broken, too_broken
 from vmloc_ros.division import divide
 from vmloc_ros.errors import TrainingError
 from vmloc_ros.piece_workers import LEFT_OUT, Job, Work, make_in_processes
+from vmloc_ros.progress import progress_bar
 from vmloc_ros.sample_pieces import Piece, join_pieces
 from vmloc_ros.samples import CAMERA, SampleStore, open_store
 from vmloc_ros.training_config import TrainingConfig
@@ -128,7 +128,7 @@ def _prepare(
     missing = [job for job in jobs if work.open(job) is None]
     if len(missing) < len(jobs):
         console.print(f"{len(jobs) - len(missing)} of {len(jobs)} pieces are prepared already")
-    with _progress(console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("preparing", total=None)
 
         def advance(frames: int) -> None:
@@ -184,14 +184,3 @@ def process_count(config: TrainingConfig, recordings: list[Recording], jobs: lis
         events = sum(recordings[number].event_count() for number in {job.number for job in jobs})
         wanted = min(len(os.sched_getaffinity(0)), max(1, events // EVENTS_PER_PROCESS))
     return min(wanted, len(jobs))
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )

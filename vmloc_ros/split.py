@@ -68,7 +68,7 @@ def split(store: SampleStore, data: DataConfig, network: NetworkConfig) -> tuple
     return np.flatnonzero(usable & ~held_out), np.flatnonzero(usable & held_out)
 
 
-def tested_samples(store: SampleStore, data: DataConfig, network: NetworkConfig) -> NDArray[np.int64]:
+def scored_samples(store: SampleStore, data: DataConfig, network: NetworkConfig) -> NDArray[np.int64]:
     """Indices of the samples that are only ever tested on; none where nothing is named.
 
     Raises:

@@ -6,8 +6,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vmloc_ros import files
-from vmloc_ros.batches import Batch, BatchMaker, Part
+from vmloc_ros.batches import Batch, BatchMaker, Part, epoch_batches, made_ahead
 from vmloc_ros.checkpoint import METRICS, stored
 from vmloc_ros.errors import TrainingError
 from vmloc_ros.machines import failures_in_words, in_first_process, start, total
@@ -81,26 +80,6 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, device: str) -> t
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     algorithm = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.algorithm]
     return algorithm(groups, lr=config.peak_learning_rate, fused=True if device == "cpu" else None)
-
-
-def epoch_batches(samples: NDArray[np.int64], config: TrainingConfig, epoch: int) -> list[NDArray[np.int64]]:
-    """This epoch's batches of sample indices, of nearly equal size, shuffled by seed and epoch alone."""
-    order = np.random.default_rng((config.seed, epoch)).permutation(samples)
-    return np.array_split(order, max(1, round(len(order) / config.optimizer.batch_size)))
-
-
-def made_ahead(maker: BatchMaker, batches: list[NDArray[np.int64]], seed: tuple[int, ...]) -> Iterator[Batch]:
-    """The epoch's batches; each is made by a second thread while the step before it runs.
-
-    That thread uses one core only: more would take them from the step, and wait for each other.
-    """
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        upcoming: Future[Batch] = pool.submit(maker.make, batches[0], (*seed, 0))
-        for index in range(len(batches)):
-            batch = upcoming.result()
-            if index + 1 < len(batches):
-                upcoming = pool.submit(maker.make, batches[index + 1], (*seed, index + 1))
-            yield batch
 
 
 def train(

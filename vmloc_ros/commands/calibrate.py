@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vmloc_ros import files
 from vmloc_ros.assembly import labelled_frames
@@ -23,6 +22,7 @@ from vmloc_ros.localizer import MAX_FOCAL_RATIO, choose_device, modes_of
 from vmloc_ros.neighbour_file import measure_neighbours, read_neighbours, write_neighbours
 from vmloc_ros.neighbours import Neighbours
 from vmloc_ros.networks.vmloc import VMLoc
+from vmloc_ros.progress import progress_bar
 from vmloc_ros.recordings import open_any
 from vmloc_ros.runtimes.torch import TorchRuntime
 from vmloc_ros.samples import Labelled, SampleStore, build_store
@@ -125,8 +125,7 @@ def _samples(
     Raises:
         ConfigError: another camera's view than the training's.
     """
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("preparing frame", total=None)
         rows, width = card.camera.height, card.camera.width
         store = build_store(folder, _frames(recordings, settings), rows, width, card.sha256, lambda: bar.advance(task))

@@ -42,7 +42,7 @@ from vmloc_ros.preparation import prepare, store_key
 from vmloc_ros.recordings import open_any
 from vmloc_ros.retrieval import Retrieval
 from vmloc_ros.samples import SampleStore
-from vmloc_ros.split import split, tested_samples
+from vmloc_ros.split import scored_samples, split
 from vmloc_ros.training_config import TrainingConfig
 
 SAMPLES = "samples"
@@ -167,7 +167,7 @@ def frame_sets(config: TrainingConfig, store: SampleStore) -> FrameSets:
     """
     both = config.network.model_copy(update={"modalities": ["rgb", "depth"]})
     _, validation = split(store, config.data, both)
-    sets = {"test": tested_samples(store, config.data, both), "validation": validation}
+    sets = {"test": scored_samples(store, config.data, both), "validation": validation}
     sets = {name: indices for name, indices in sets.items() if len(indices)}
     if not sets:
         raise ConfigError("no frame is left to judge on: name recordings in data.validation or blocks in data.hold_out")

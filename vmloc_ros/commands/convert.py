@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vmloc_ros.bags import BagWriter
 from vmloc_ros.datasets.base import Recording
 from vmloc_ros.datasets.open import open_recordings
 from vmloc_ros.errors import DatasetError, MessageError
 from vmloc_ros.images import decode_image
+from vmloc_ros.progress import progress_bar
 from vmloc_ros.trajectory import Trajectory
 from vmloc_ros.types import EncodedImage, Event, EventKind, OdometrySample, RawImage
 
@@ -85,10 +85,9 @@ def run_convert(
     recording = recordings[0]
     result = ConvertResult(Path(bag), recording.name)
     truth = _truth(recording, result)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         BagWriter(bag, overwrite=overwrite) as writer,
-        Progress(*columns, console=Console(stderr=True), disable=not progress) as bar,
+        progress_bar(Console(stderr=True), progress) as bar,
     ):
         task = bar.add_task(f"convert {recording.name}", total=recording.event_count())
         writer.set_card(recording.card())

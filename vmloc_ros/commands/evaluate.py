@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vmloc_ros import files
 from vmloc_ros.assembly import labelled_frames
@@ -21,6 +20,7 @@ from vmloc_ros.errors import ConfigError
 from vmloc_ros.evaluation import Evaluation, evaluate, frame_config, modes_for
 from vmloc_ros.localizer import load_localizer
 from vmloc_ros.preparation import left_out_of
+from vmloc_ros.progress import progress_bar
 from vmloc_ros.recordings import LABEL_OPTIONS, TOPIC_OPTIONS, open_any
 from vmloc_ros.retrieval import Retrieval
 from vmloc_ros.run_log import trajectory_of
@@ -78,8 +78,7 @@ def run_evaluate(
     refuse_broken([left_out_of(recording) for recording in chosen], allow_missing)
     retrieval = Retrieval(model / RETRIEVAL) if (model / RETRIEVAL).is_file() else None
     localizer.warm_up()
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("evaluating frame", total=None)
         frames = _frames(chosen, settings, allow_missing)
         result = evaluate(localizer, frames, modes, conditions, retrieval, seed, lambda: bar.advance(task))

@@ -7,8 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from vmloc_ros import files
 from vmloc_ros.bags import SENSOR_KINDS, BagReader, BagWriter
 from vmloc_ros.checkpoint import RETRIEVAL
@@ -19,6 +17,7 @@ from vmloc_ros.localizer import load_localizer
 from vmloc_ros.outputs import Outputs
 from vmloc_ros.pipeline import Pipeline
 from vmloc_ros.plots import plot_run
+from vmloc_ros.progress import progress_bar
 from vmloc_ros.report import Report, write_run
 from vmloc_ros.retrieval import Retrieval
 from vmloc_ros.run_log import RunCollector, read_frames_csv, trajectory_of
@@ -74,8 +73,7 @@ def run_localize(
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         outputs_bag = stack.enter_context(BagWriter(out / OUTPUTS, overwrite=True))
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        bar = stack.enter_context(Progress(*columns, disable=not progress))
+        bar = stack.enter_context(progress_bar(shown=progress))
         task = bar.add_task(f"localize {bag.name}", total=reader.count(SENSOR_KINDS))
         writer = _OutputWriter(outputs_bag, settings)
         for event, outputs in _run(pipeline, reader):

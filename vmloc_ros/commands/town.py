@@ -6,13 +6,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from vmloc_ros.config import parse
 from vmloc_ros.datasets.town import TownConfig, drive_numbers, traversal_name, write_town
 from vmloc_ros.datasets.town_drive import VoDrift
 from vmloc_ros.errors import DatasetError
 from vmloc_ros.files import whole_folder, write_yaml
+from vmloc_ros.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,8 @@ def run_town(
     values = {"seed": seed, "traversals": traversals, "loop_m": loop_m, "laps": laps, "drift": drift or VoDrift()}
     config = parse(TownConfig, {**values, **options}, "town")
     workers = min(8, len(os.sched_getaffinity(0))) if workers is None else workers
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with whole_folder(out) as folder, Progress(*columns, disable=not progress) as bar:
+        with whole_folder(out) as folder, progress_bar(shown=progress) as bar:
             task = bar.add_task("town", total=None)
             files = 0
 
