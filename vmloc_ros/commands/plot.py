@@ -38,11 +38,17 @@ def run_plot(
     if bag is not None:
         if not is_run:
             raise ConfigError(f"{folder}: holds no report.json; --bag needs the folder of a run")
-        frame = frame_of_bag(bag, at_s, config or LocalizerConfig())
+        frame = frame_of_bag(bag, at_s, in_the_image(config or LocalizerConfig()))
         assert frame.rgb is not None
         assert frame.depth_m is not None
         written.append(plots.plot_overview(folder / "overview.png", folder, frame.rgb, frame.depth_m))
     return written
+
+
+def in_the_image(config: LocalizerConfig) -> LocalizerConfig:
+    """The same sensors with the lidar projected into the camera's own view, which is what the figure lays over it."""
+    pinhole = config.projection.model_copy(update={"kind": "pinhole"})
+    return config.model_copy(update={"projection": pinhole})
 
 
 def frame_of_bag(bag: Path, at_s: float | None, config: LocalizerConfig) -> Frame:
