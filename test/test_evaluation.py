@@ -200,18 +200,18 @@ def test_true_covariances_are_told_from_overconfident_ones() -> None:
     assert 5.5 < true["nees"]["mean"] < 6.5
     for level, low, high in (("50", 0.44, 0.56), ("90", 0.86, 0.94), ("95", 0.92, 0.98)):
         assert low < true["coverage"][level] < high
-    assert true["log_likelihood"]["model"] > true["log_likelihood"]["best_constant"] + 1.0
+    assert true["log_likelihood"]["model"] > true["log_likelihood"]["own_constant"] + 1.0
     bold = evaluate(DrawnPoses(frames, overconfidence=2.0), frames, [Mode.RGB_DEPTH]).report()["modes"]["RGB_DEPTH"]
     assert bold["nees"]["mean"] == pytest.approx(4.0 * true["nees"]["mean"])
     assert bold["coverage"]["90"] < 0.5
-    assert bold["log_likelihood"]["best_constant"] == pytest.approx(true["log_likelihood"]["best_constant"])
+    assert bold["log_likelihood"]["own_constant"] == pytest.approx(true["log_likelihood"]["own_constant"])
     assert bold["log_likelihood"]["model"] < true["log_likelihood"]["model"]
 
 
 def test_nobody_beats_the_best_constant_when_all_frames_are_alike() -> None:
     frames = two_drives(100)
     entry = evaluate(DrawnPoses(frames, varied=False), frames, [Mode.RGB_DEPTH]).report()["modes"]["RGB_DEPTH"]
-    assert entry["log_likelihood"]["model"] < entry["log_likelihood"]["best_constant"]
+    assert entry["log_likelihood"]["model"] < entry["log_likelihood"]["own_constant"]
 
 
 def test_expert_weights_are_averaged_per_mode() -> None:

@@ -227,6 +227,7 @@ def calibrate_mode(frames: CalibrationFrames) -> ModeCalibration:
         distance_p95=float(np.percentile(frames.evidence.distance_N, 95.0)),
         disagreement_median=model.disagreement_median,
         disagreement_exponent=model.disagreement_exponent,
+        constant_66=best_constant(frames.errors_N6).tolist(),
         judged=judged,
         unverified="" if judged else f"one block of {len(frames)} frames: nothing was left to judge on",
     )
@@ -240,6 +241,7 @@ def inflated(calibration: ModeCalibration, factor: float) -> ModeCalibration:
             "share": factor * calibration.share,
             "spread_median": calibration.spread_median / factor**0.5,  # the spread is measured in units of the base
             "spread_p95": calibration.spread_p95 / factor**0.5,
+            "constant_66": None,
             "judged": None,
             "unverified": f"calibrated on the training frames, times {factor:g}",
         }

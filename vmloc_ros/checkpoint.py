@@ -80,13 +80,16 @@ class ModeCalibration(StrictModel):
     distance_p95: float | None = Field(None, gt=0.0, description="Its 95th percentile; beyond it the health falls.")
     disagreement_median: float = Field(1.0, gt=0.0, description="Median size of the evidence in metres.")
     disagreement_exponent: float = Field(0.0, ge=0.0, description="How strongly that size scales the covariance.")
+    constant_66: list[list[float]] | None = Field(
+        None, description="Best constant covariance of the calibration frames: what the numbers above must beat."
+    )
     judged: Judgement | None = Field(None, description="Leave one block out; none where it could not be done.")
     unverified: str = Field("", description="Why these numbers were not judged on other data.")
 
-    @field_validator("base_66")
+    @field_validator("base_66", "constant_66")
     @classmethod
-    def _square(cls, value: list[list[float]]) -> list[list[float]]:
-        if len(value) != 6 or any(len(row) != 6 for row in value):
+    def _square(cls, value: list[list[float]] | None) -> list[list[float]] | None:
+        if value is not None and (len(value) != 6 or any(len(row) != 6 for row in value)):
             raise ValueError("must be 6 rows of 6 numbers")
         return value
 

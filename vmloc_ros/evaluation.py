@@ -57,6 +57,7 @@ class Answers:
         covariances: 6x6 each, or none at all.
         weights: share of each expert in the precision; none where the method has no experts.
         no_pose: frames without an answer, by reason.
+        constant_66: the best constant covariance of the calibration frames, where the model's card has it.
     """
 
     estimates: list[Array] = field(default_factory=list)
@@ -66,6 +67,7 @@ class Answers:
     frames: list[int] = field(default_factory=list)
     weights: list[Mapping[str, float]] = field(default_factory=list)
     no_pose: Counter[str] = field(default_factory=Counter)
+    constant_66: Array | None = None
     _known: Errors | None = field(default=None, init=False, repr=False, compare=False)
 
     def add(self, frame: int, stamp_ns: int, T_map_camera: Array, answer: PoseEstimate | NoPose | Array) -> None:
@@ -102,17 +104,24 @@ class Answers:
         result["errors"] = error_summary(errors.position_m, errors.rotation_deg)
         if self.covariances:
             covariances_N66, tangent_N6 = np.array(self.covariances), errors.tangent_N6
-            constant_66 = uncertainty.best_constant(tangent_N6)
             nees_N = uncertainty.nees(tangent_N6, covariances_N66)
-            own = uncertainty.gaussian_log_likelihood(tangent_N6, covariances_N66)
-            constant = uncertainty.gaussian_log_likelihood(tangent_N6, np.broadcast_to(constant_66, (len(own), 6, 6)))
             result["nees"] = {"mean": float(nees_N.mean()), "median": float(np.median(nees_N)), "dof": 6}
             result["coverage"] = uncertainty.coverage(nees_N)
-            result["log_likelihood"] = {"model": float(own.mean()), "best_constant": float(constant.mean())}
+            result["log_likelihood"] = {
+                "model": log_likelihood(tangent_N6, covariances_N66),
+                "constant": None if self.constant_66 is None else log_likelihood(tangent_N6, self.constant_66),
+                "own_constant": log_likelihood(tangent_N6, uncertainty.best_constant(tangent_N6)),
+            }
         if self.weights:
             names = dict.fromkeys(name for weights in self.weights for name in weights)
             result["expert_weights"] = {n: float(np.mean([w.get(n, 0.0) for w in self.weights])) for n in names}
         return result
+
+
+def log_likelihood(tangent_N6: Array, covariance: Array) -> float:
+    """Mean Gaussian log-likelihood of errors under covariances (N, 6, 6), or under one for all (6, 6)."""
+    covariances_N66 = np.broadcast_to(covariance, (len(tangent_N6), 6, 6))
+    return float(uncertainty.gaussian_log_likelihood(tangent_N6, covariances_N66).mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,9 +303,14 @@ def evaluate(
     Raises:
         DatasetError: there was no frame at all.
     """
+    constants = {
+        mode: np.array(calibration.constant_66)
+        for mode, calibration in localizer.card.calibration.items()
+        if calibration.constant_66 is not None
+    }
     looked_up = [Answers() if retrieval is not None else None for _ in conditions]
     measured = [
-        Condition(levels, {mode: Answers() for mode in modes}, answers)
+        Condition(levels, {mode: Answers(constant_66=constants.get(mode)) for mode in modes}, answers)
         for levels, answers in zip(conditions, looked_up, strict=True)
     ]
     nearest_pose = Answers() if retrieval is not None else None

@@ -60,9 +60,12 @@ def error_table(report: Report) -> Table:
 
 
 def uncertainty_table(report: Report) -> Table:
-    """NEES, coverage and likelihood of the covariances, and the experts' shares of the precision."""
-    headers = ("NEES\n/ 6", "in\n50 %", "in\n90 %", "in\n95 %", "log-l.\nmodel", "log-l.\nconst.")
-    experts = ("rgb\n%", "depth\n%", "prior\n%")
+    """NEES, coverage and likelihood of the covariances, and the experts' shares of the precision.
+
+    The likelihood stands beside that of the best constant covariance of the calibration frames, and of these frames.
+    """
+    headers = ("NEES\n/ 6", "in\n50 %", "in\n90 %", "in\n95 %", "log-l.\nmodel", "log-l.\nconst.", "log-l.\nown c.")
+    experts = ("rgb\n%", "depth\n%")
     title = "covariances: frames inside, log-likelihood; weight of the experts"
     table = _table(title, (*headers, *experts))
     for section, name, entry in _rows(report):
@@ -71,9 +74,10 @@ def uncertainty_table(report: Report) -> Table:
         if section:
             table.add_row(section, style="bold")
         coverage = [f"{100.0 * entry['coverage'][level]:.0f}" for level in ("50", "90", "95")]
-        likelihood = [number(entry["log_likelihood"][key]) for key in ("model", "best_constant")]
+        values = [entry["log_likelihood"][key] for key in ("model", "constant", "own_constant")]
+        likelihood = ["-" if value is None else number(value) for value in values]
         weights = entry.get("expert_weights", {})
-        shares = [f"{100.0 * weights[n]:.0f}" if n in weights else "-" for n in ("rgb", "depth", "prior")]
+        shares = [f"{100.0 * weights[n]:.0f}" if n in weights else "-" for n in ("rgb", "depth")]
         table.add_row(name, number(entry["nees"]["mean"] / 6.0), *coverage, *likelihood, *shares)
     return table
 
