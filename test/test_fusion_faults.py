@@ -27,6 +27,7 @@ from filter_events import (
 from vmloc_ros.config import FilterConfig, FrameNames
 from vmloc_ros.fusion import Fusion, OdometryVerdict
 from vmloc_ros.geometry import Array, exp_se3, inverse
+from vmloc_ros.increments import Segment
 from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import OdometrySample, PoseMeasurement, Verdict
 
@@ -191,6 +192,17 @@ def test_a_stop_is_not_frozen() -> None:
         seconds, speed = seconds + 0.05, max(speed - 0.3, 0.0)
         pose = pose @ exp_se3([0.05 * speed, 0, 0, 0, 0, 0])
         assert fusion.add_odometry(odometry(seconds, pose)) is OdometryVerdict.USED
+
+
+def test_the_same_pose_twice_is_no_motion() -> None:
+    """Exactly, wherever the robot is: the product of a pose with its inverse has rounding in it on some processors."""
+    for k in range(200):
+        pose = truth(0.37 * k)
+        segment = Segment(odometry(0.0, pose), odometry(0.05, pose.copy()), PLAIN)
+        assert segment.repeated
+        assert segment.metres == 0.0
+        assert segment.radians == 0.0
+    assert not Segment(odometry(0.0), odometry(1e-6), PLAIN).repeated
 
 
 def test_poses_repeated_by_a_fast_publisher_are_not_faults() -> None:

@@ -182,18 +182,28 @@ def checked_pose(T: ArrayLike) -> Array:
     return pose if skewness < 1e-12 else tidy(tidy(pose))
 
 
+def six_by_six(S: ArrayLike) -> Array:
+    """A copy of a covariance as float64 (6, 6), whatever its values.
+
+    Raises:
+        GeometryError: not numbers, or not 6x6.
+    """
+    try:
+        S_66 = np.array(S, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise GeometryError(f"not a 6x6 covariance ({error})") from error
+    if S_66.shape != (6, 6):
+        raise GeometryError(f"covariance has the shape {S_66.shape}, not 6x6")
+    return S_66
+
+
 def checked_covariance(S: ArrayLike) -> Array:
     """A covariance (6, 6) that the filter can use, exactly symmetric.
 
     Raises:
         GeometryError: not 6x6, not finite, a variance outside [1e-12, 1e12], not symmetric or not positive definite.
     """
-    try:
-        S_66 = np.asarray(S, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise GeometryError(f"not a 6x6 covariance ({error})") from error
-    if S_66.shape != (6, 6):
-        raise GeometryError(f"covariance has the shape {S_66.shape}, not 6x6")
+    S_66 = six_by_six(S)
     if not np.isfinite(S_66).all():
         raise GeometryError("covariance is not finite")
     variances = S_66.diagonal()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vmloc_ros.config import FilterConfig, FrameNames
 from vmloc_ros.errors import GeometryError
-from vmloc_ros.filter import checked_covariance, checked_pose
+from vmloc_ros.filter import checked_covariance, checked_pose, six_by_six
 from vmloc_ros.geometry import inverse
 from vmloc_ros.history import MEASUREMENT, ODOMETRY, POSE, History, Node
 from vmloc_ros.increments import OdometryVerdict
@@ -295,12 +295,7 @@ def _state(moment: Moment | None) -> FusedState | None:
 
 def _with_unknowns(cov_66: Array) -> tuple[Array, int]:
     """A covariance whose zero variances are replaced by those of not knowing, and how many these were."""
-    try:
-        cov = np.array(cov_66, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise GeometryError(f"not a 6x6 covariance ({error})") from error
-    if cov.shape != (6, 6):
-        raise GeometryError(f"covariance has the shape {cov.shape}, not 6x6")
+    cov = six_by_six(cov_66)
     variances = cov.diagonal().copy()
     zero = variances == 0.0
     unknown = np.array([UNKNOWN_M] * 3 + [UNKNOWN_RAD] * 3) ** 2

@@ -92,15 +92,18 @@ def exp_se3(tangent_6: ArrayLike) -> Array:
     return pose
 
 
+def _inverse_factor(angle: float) -> float:
+    """The factor of the squared cross matrix in the inverse Jacobians of a rotation by `angle` (eqs. 144, 146)."""
+    if angle < 1e-3:
+        return 1.0 / 12.0 + angle * angle / 720.0
+    return (1.0 - 0.5 * angle * math.cos(0.5 * angle) / math.sin(0.5 * angle)) / (angle * angle)
+
+
 def log_se3(T: Array) -> Array:
     """Tangent vector (translation, rotation) of a pose (eq. 173); `exp_se3(log_se3(T)) == T`."""
     rotvec = log_so3(T[:3, :3])
-    angle = math.sqrt(float(rotvec @ rotvec))
     cross = skew(rotvec)
-    if angle < 1e-3:
-        factor = 1.0 / 12.0 + angle * angle / 720.0
-    else:
-        factor = (1.0 - 0.5 * angle * math.cos(0.5 * angle) / math.sin(0.5 * angle)) / (angle * angle)
+    factor = _inverse_factor(math.sqrt(float(rotvec @ rotvec)))
     translation = T[:3, 3]
     result = np.empty(6)
     result[:3] = translation - 0.5 * (cross @ translation) + factor * (cross @ (cross @ translation))
@@ -136,12 +139,8 @@ def right_jacobian_inverse_se3(tangent_6: ArrayLike) -> Array:
     """`log(exp(x) exp(d)) ~= x + J_r^-1(x) d`, order (translation, rotation) (eqs. 179-180, 144)."""
     tangent = np.asarray(tangent_6, dtype=float)
     rho, theta = tangent[:3], tangent[3:]
-    angle = math.sqrt(float(theta @ theta))
     cross = skew(theta)
-    if angle < 1e-3:
-        factor = 1.0 / 12.0 + angle * angle / 720.0
-    else:
-        factor = (1.0 - 0.5 * angle * math.cos(0.5 * angle) / math.sin(0.5 * angle)) / (angle * angle)
+    factor = _inverse_factor(math.sqrt(float(theta @ theta)))
     J_inverse = np.eye(3) + 0.5 * cross + factor * (cross @ cross)
     Q = _left_q(-rho, -theta)  # J_r(x) = J_l(-x)
     result = np.zeros((6, 6))

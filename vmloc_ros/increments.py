@@ -78,15 +78,18 @@ class Motion:
 
 
 class Segment:
-    """The increment between two neighbouring odometry samples."""
+    """The increment between two neighbouring odometry samples; `repeated`: both hold the very same pose."""
 
-    __slots__ = ("T", "_whole", "begin", "dt_s", "end", "metres", "metres2", "radians", "radians2", "xyz")
+    __slots__ = ("T", "_whole", "begin", "dt_s", "end", "metres", "metres2", "radians", "radians2", "repeated", "xyz")
 
     def __init__(self, begin: OdometrySample, end: OdometrySample, config: FilterConfig) -> None:
         self.begin = begin
         self.end = end
         self.dt_s = (end.stamp_ns - begin.stamp_ns) / NANOSECONDS
-        self.T = inverse(begin.T_odom_base) @ end.T_odom_base
+        # Of the very same pose twice the product is the identity but for rounding, which depends on the processor.
+        repeated = bool((begin.T_odom_base == end.T_odom_base).all())
+        self.T = np.eye(4) if repeated else inverse(begin.T_odom_base) @ end.T_odom_base
+        self.repeated = repeated
         (r00, r01, r02, x), (r10, r11, r12, y), (r20, r21, r22, z), _ = self.T.tolist()
         self.metres = math.sqrt(x * x + y * y + z * z)
         sine = 0.5 * math.sqrt((r21 - r12) ** 2 + (r02 - r20) ** 2 + (r10 - r01) ** 2)
@@ -107,11 +110,6 @@ class Segment:
             + config.noise_rad_per_s**2 * self.dt_s
         )
         return metres2, radians2
-
-    @property
-    def identical(self) -> bool:
-        """Whether both samples hold the very same pose."""
-        return bool((self.begin.T_odom_base == self.end.T_odom_base).all())
 
     def motion(self, still_s: float) -> Motion:
         """The motion of this segment, after `still_s` in which a slow source had repeated its pose."""
@@ -165,7 +163,7 @@ def judge(segment: Segment, motion: Motion | None, still_s: float, config: Filte
         if surprise > tolerance + config.max_acceleration_m_per_s2 * (dt + still_s) * (dt + age_s):
             return OdometryVerdict.JUMP
     was_fast = u * u + v * v + w * w > FROZEN_FROM_M_PER_S**2
-    if was_fast and segment.metres == 0.0 and still_s > config.max_odometry_gap_s and segment.identical:
+    if was_fast and segment.repeated and still_s > config.max_odometry_gap_s:
         return OdometryVerdict.FROZEN
     return OdometryVerdict.USED
 

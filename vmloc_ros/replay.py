@@ -165,7 +165,7 @@ class Replay:
             after.motion, after.still_ns = None, sample.stamp_ns
         elif after.verdict is OdometryVerdict.USED:
             still_s = (segment.begin.stamp_ns - moment.still_ns) / NANOSECONDS
-            if segment.metres > 0.0 or segment.radians > 0.0:
+            if not segment.repeated:
                 after.motion, after.still_ns = segment.motion(still_s), sample.stamp_ns
             elif still_s > self.config.max_odometry_gap_s or (moment.motion and not any(moment.motion.velocity)):
                 # too long for a source that is merely slow: the robot stands
