@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,17 @@ def own_imports(module: str) -> list[tuple[str, bool]]:
 def test_every_module_has_a_layer() -> None:
     unknown = sorted(name for name in MODULES if name.split(".")[0] not in LAYER_OF)
     assert not unknown, f"add to LAYERS, and to docs/architecture.md: {unknown}"
+
+
+def test_the_document_names_every_module() -> None:
+    """In the row of its layer; `datasets/*` stands for a folder, `plots*` for what begins alike."""
+    named: dict[int, set[str]] = {layer: set() for layer in LAYERS}
+    for line in (PROJECT / "docs" / "architecture.md").read_text("utf-8").splitlines():
+        if found := re.match(r"\| (\d) \|([^|]*)\|", line):
+            named[int(found[1])].update(re.findall(r"[a-z0-9_]+", " ".join(re.findall("`([^`]*)`", found[2]))))
+    for layer, names in LAYERS.items():
+        expected = {name for name in names.split() if not name.startswith("plots_")}
+        assert named[layer] == expected, f"layer {layer} of docs/architecture.md"
 
 
 @pytest.mark.parametrize("module", MODULES)
