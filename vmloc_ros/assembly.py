@@ -302,7 +302,7 @@ def sensor_mismatches(config: LocalizerConfig, input: InputConfig, projection: P
     if config.input.depth_source != "none":
         names.append("input.depth_source")
         if config.input.depth_source != "depth":
-            names += ["projection.kind", "projection.accumulate"]
+            names += ["projection.kind", "projection.accumulate", "projection.window_s"]
         if projection.kind == "cylindrical":
             names += ["projection.azimuth_deg", "projection.lowest_deg", "projection.highest_deg"]
     trained_sections = {"input": input, "projection": projection}
