@@ -24,6 +24,7 @@ from worlds import (
     true_pose,
 )
 
+from vmloc_ros.assembly import sensor_mismatches
 from vmloc_ros.config import FilterConfig, FrameNames, InputConfig, LocalizerConfig, ProjectionConfig
 from vmloc_ros.geometry import Array, exp_se3, inverse, make_pose
 from vmloc_ros.outputs import Outputs
@@ -367,3 +368,11 @@ def test_a_push_broom_scanner_sees_what_the_camera_saw_only_around_the_image() -
         assert pipeline.current_problems()["sensors"].startswith("input.depth_source is scan")
     assert max(returns["past"]) == 0
     assert min(returns["around"]) > 100
+
+
+def test_another_window_of_the_lidar_than_the_training_is_said() -> None:
+    trained = ProjectionConfig(window_s=0.45)
+    config = LocalizerConfig(projection=ProjectionConfig(window_s=0.15))
+    (said,) = sensor_mismatches(config, config.input, trained)
+    assert said.startswith("projection.window_s is 0.15, but the model was trained with 0.45")
+    assert not sensor_mismatches(config.model_copy(update={"projection": trained}), config.input, trained)
