@@ -202,10 +202,38 @@ class OutputConfig(StrictModel):
     publish_odom_tf: bool = Field(
         False, description="Also broadcast odom -> base_link from the odometry, for bags that carry none."
     )
+    max_correction_m_per_s: float = Field(
+        0.0,
+        ge=0.0,
+        description="map -> odom moves at most so fast towards the filter's, for controllers that follow the TF; it "
+        "limits the TF alone, ~/pose is the filter's. 0: at once.",
+    )
+    max_correction_rad_per_s: float = Field(0.0, ge=0.0, description="The same of its rotation. 0: at once.")
+    future_tolerance_s: float = Field(
+        1.0, ge=0.0, description="A transform stamped further than this ahead of the node's clock is withheld."
+    )
     path_length: int = Field(2000, ge=1, description="Poses kept in ~/path.")
     path_rate_hz: float = Field(1.0, gt=0.0, description="How often ~/path is published.")
     heartbeat_s: float = Field(0.5, gt=0.0, description="A status is published at least so often (data time).")
     publish_projected_depth: bool = Field(True, description="Publish ~/projected_depth where somebody listens.")
+
+
+class SavedPoseConfig(StrictModel):
+    path: str = Field(
+        "", description="File that keeps the last pose, for a node that is started again. Empty: none is kept or used."
+    )
+    every_s: float = Field(1.0, gt=0.0, description="How often it is written, in seconds of data.")
+    max_age_s: float = Field(
+        300.0, gt=0.0, description="A saved pose older than this, by the first data's stamp, is refused."
+    )
+
+
+class MonitorConfig(StrictModel):
+    """Compares the filter's motion with dead reckoning's over a sliding window, for diagnostics."""
+
+    window_s: float = Field(5.0, gt=0.0, description="Over so long the two motions are compared.")
+    max_difference_m: float = Field(3.0, gt=0.0, description="A larger difference of position is a warning.")
+    max_difference_rad: float = Field(0.2, gt=0.0, description="A larger difference of rotation is a warning.")
 
 
 class LocalizerConfig(StrictModel):
@@ -220,6 +248,8 @@ class LocalizerConfig(StrictModel):
     model: ModelConfig = Field(default_factory=ModelConfig)
     filter: FilterConfig = Field(default_factory=FilterConfig)
     output: OutputConfig = Field(default_factory=OutputConfig)
+    saved_pose: SavedPoseConfig = Field(default_factory=SavedPoseConfig)
+    monitor: MonitorConfig = Field(default_factory=MonitorConfig)
 
 
 Model = TypeVar("Model", bound=BaseModel)
