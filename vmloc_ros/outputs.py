@@ -16,12 +16,15 @@ class Outputs:
         statuses: one per frame, with the filter's pose at the frame's stamp, and heartbeats.
         frames: the frames that were built.
         resets: reasons for which the past was forgotten.
+        bridged: the odometry's increment that led to `states` was not believed (a jump, a frozen source): the filter
+            moved without it.
     """
 
     states: list[FusedState] = field(default_factory=list)
     statuses: list[Status] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
     resets: list[str] = field(default_factory=list)
+    bridged: bool = False
 
     def extend(self, other: Outputs) -> None:
         """Appends what another call gave."""
@@ -29,3 +32,4 @@ class Outputs:
         self.statuses += other.statuses
         self.frames += other.frames
         self.resets += other.resets
+        self.bridged = self.bridged or other.bridged

@@ -20,6 +20,7 @@ from vmloc_ros.errors import ModelInputError, TransformError
 from vmloc_ros.frame_source import FrameParts, FrameSource
 from vmloc_ros.fusion import Fusion, OdometryVerdict
 from vmloc_ros.geometry import Array, adjoint, inverse
+from vmloc_ros.increments import BELIEVED
 from vmloc_ros.outputs import Outputs
 from vmloc_ros.types import (
     Event,
@@ -153,7 +154,7 @@ class Pipeline:
 
     def _add_odometry(self, sample: OdometrySample) -> Outputs:
         verdict = self._fusion.add_odometry(sample)
-        outputs = Outputs()
+        outputs = Outputs(bridged=verdict not in BELIEVED)
         if verdict is OdometryVerdict.CLOCK_RESET:
             outputs.resets.append("the odometry's clock went backwards")
             self._source.odometry.clear()
