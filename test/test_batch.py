@@ -27,9 +27,7 @@ from vmloc_ros.increments import Segment
 from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import InitialPose, OdometrySample, PoseMeasurement, Verdict
 
-gtsam = pytest.importorskip(
-    "gtsam", reason="GTSAM is not installed (it has no wheel for every platform)", exc_type=ImportError
-)
+gtsam = pytest.importorskip("gtsam", reason="GTSAM is not installed: pip install -e .[batch]", exc_type=ImportError)
 
 PROBLEMS = 100
 STEP_NS = NANOSECONDS // 10
