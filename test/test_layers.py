@@ -17,7 +17,7 @@ LAYERS = {
     0: "errors geometry config types files",
     1: "buffers camera images clouds fitting projection novel_views accumulation trajectory odometry increments filter "
     "relocalization replay history fusion metrics messages pairing clock extrinsics parameter_file uncertainty "
-    "neighbours covariance_fit corruption",
+    "neighbours covariance_fit corruption map_odom_limit",
     2: "datasets networks losses",
     3: "checkpoint training training_config training_state machines weight_average augmentation trunk_weights official "
     "validation calibration neighbour_file split samples batches objective "
