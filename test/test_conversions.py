@@ -1,4 +1,4 @@
-"""The core's objects as ROS messages: conventions, the path's bytes, what never goes to /tf."""
+"""The core's objects as ROS messages: conventions, the path's bytes, flows."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nav_msgs.msg import Path as PathMessage
 from rclpy.serialization import deserialize_message, serialize_message
-from tf2_msgs.msg import TFMessage
 
-from vmloc_ros.config import FrameNames, OutputConfig
 from vmloc_ros.geometry import Array, exp_se3, inverse, pose_from_quaternion
 from vmloc_ros.images import decode_depth
 from vmloc_ros.messages import covariance_from_wire, image_payload, initial_pose
@@ -30,13 +28,11 @@ from vmloc_ros.ros.conversions import (
 )
 from vmloc_ros.ros.flow import Flow
 from vmloc_ros.ros.path import PathBuffer
-from vmloc_ros.ros.transforms import TransformSender
 from vmloc_ros.types import (
     FrameKey,
     FusedState,
     Modality,
     Mode,
-    OdometrySample,
     PoseMeasurement,
     Status,
     Verdict,
@@ -162,57 +158,6 @@ def test_a_robot_that_stands_still_does_not_fill_its_path() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------------ TF
-
-
-def fused(stamp_ns: int, x: float = 0.0) -> FusedState:
-    T_map_odom = exp_se3([x, 0, 0, 0, 0, 0])
-    return FusedState(stamp_ns, T_map_odom @ exp_se3([1, 0, 0, 0, 0, 0]), np.eye(6), T_map_odom)
-
-
-def sender(**output: object) -> tuple[TransformSender, list[TFMessage]]:
-    sent: list[TFMessage] = []
-    return TransformSender(sent.append, FrameNames(), OutputConfig(**output)), sent  # type: ignore[arg-type]
-
-
-@given(st.lists(st.integers(1, 20), max_size=30))
-def test_tf_never_repeats_a_stamp_nor_goes_backwards(stamps: list[int]) -> None:
-    transforms, sent = sender()
-    for stamp in stamps:
-        transforms.send([fused(stamp)])
-    out = [t.header.stamp.nanosec for message in sent for t in message.transforms]
-    assert out == sorted(set(out))
-    assert len(out) + transforms.withheld["stamp"] == len(stamps)
-    assert out == [s for k, s in enumerate(stamps) if s > max(stamps[:k], default=0)]
-
-
-def test_nothing_that_is_not_finite_goes_to_tf_and_a_reset_lets_old_stamps_through() -> None:
-    transforms, sent = sender()
-    transforms.send([fused(10, float("nan"))])
-    assert not sent
-    assert transforms.withheld["not_finite"] == 1
-    transforms.send([fused(10)])
-    transforms.send([fused(5)])
-    assert len(sent) == 1
-    transforms.clear()
-    transforms.send([fused(5)])
-    assert len(sent) == 2
-
-
-def test_which_transforms_are_sent_is_configured() -> None:
-    sample = OdometrySample(10, "odom", "base_link", exp_se3([1, 0, 0, 0, 0, 0]))
-    foreign = OdometrySample(11, "odom", "wheel", exp_se3([1, 0, 0, 0, 0, 0]))
-
-    def pairs(**output: object) -> list[tuple[str, str]]:
-        transforms, sent = sender(**output)
-        transforms.send([fused(10)], sample)
-        transforms.send([], foreign)
-        return [(t.header.frame_id, t.child_frame_id) for message in sent for t in message.transforms]
-
-    assert pairs() == [("map", "odom")]
-    assert pairs(publish_odom_tf=True) == [("map", "odom"), ("odom", "base_link")]
-    assert pairs(publish_tf="map_base") == [("map", "base_link")]
-    assert pairs(publish_tf="none") == []
-    assert pairs(publish_tf="none", publish_odom_tf=True) == [("odom", "base_link")]
 
 
 def test_a_transform_message_is_the_pose_it_was_made_of() -> None:

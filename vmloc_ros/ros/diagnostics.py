@@ -26,6 +26,11 @@ CURE = (
     "in the environment of the *publisher*"
 )
 
+AHEAD = (
+    "the odometry's stamps are ahead of this node's clock: synchronise the machines' clocks, or set use_sim_time "
+    "on all nodes that share a /clock"
+)
+
 
 class Level(IntEnum):
     OK = 0
@@ -61,6 +66,7 @@ class Snapshot:
         topics: resolved names of the inputs.
         publishers: how many publishers the inputs' topics have.
         network: device and the like, in words; `fallback` is why the CPU is used although it was not asked for.
+        transforms: how far what goes to /tf is from the filter's, where corrections are limited.
     """
 
     lifecycle: str
@@ -76,6 +82,7 @@ class Snapshot:
     latencies_ms: Sequence[float] = ()
     failures: int = 0
     withheld: Mapping[str, int] = field(default_factory=dict)
+    transforms: Mapping[str, str] = field(default_factory=dict)
 
 
 class Diagnostics:
@@ -89,7 +96,8 @@ class Diagnostics:
         """The message. Without a configuration (not configured yet) there is only the line on the life cycle."""
         parts = [_lifecycle(snapshot)]
         if snapshot.flows and config is not None:
-            recent = self._recent(dict(snapshot.counters) | {"worker.failures": snapshot.failures})
+            withheld = {f"withheld.{name}": count for name, count in snapshot.withheld.items()}
+            recent = self._recent(dict(snapshot.counters) | withheld | {"worker.failures": snapshot.failures})
             parts += [
                 _camera(snapshot, config, recent),
                 _depth(snapshot, config, recent),
@@ -245,7 +253,9 @@ def _filter(snapshot: Snapshot, recent: Mapping[str, int]) -> Part:
 
 
 def _transforms(snapshot: Snapshot, recent: Mapping[str, int]) -> Part:
-    part = Part("transforms")
+    part = Part("transforms", values=dict(snapshot.transforms))
+    if ahead := recent.get("withheld.future", 0):
+        part.raise_to(Level.WARN, f"{ahead} transforms withheld: {AHEAD}")
     for text in _transform_problems(snapshot.problems):
         part.raise_to(Level.ERROR, text)
     _rejections(part, snapshot, recent, ("static_transform", "tf_static"))

@@ -293,4 +293,5 @@ class LocalizerNode(LifecycleNode):
             latencies_ms=list(worker.latencies_ms),
             failures=worker.failures,
             withheld=publishers.withheld + publishers.transforms.withheld,
+            transforms=publishers.transforms.values(),
         )

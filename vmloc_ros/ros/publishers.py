@@ -21,7 +21,7 @@ from vmloc_ros.ros import qos
 from vmloc_ros.ros.conversions import depth_image, pose_stamped, status_message
 from vmloc_ros.ros.path import PathBuffer
 from vmloc_ros.ros.transforms import TransformSender
-from vmloc_ros.types import Frame, OdometrySample, Status
+from vmloc_ros.types import Frame, Mode, OdometrySample, Status
 
 OUTPUT_DEPTH = 50
 
@@ -49,7 +49,8 @@ class Publishers:
         self._path = create(Path, "~/path", qos.latched())
         self._depth = create(Image, "~/projected_depth", qos.reliable(2))
         self._status = create(LocalizationStatus, "~/status", qos.reliable(OUTPUT_DEPTH))
-        self.transforms = TransformSender(self._tf.publish, config.frames, config.output)
+        clock = node.get_clock()
+        self.transforms = TransformSender(self._tf.publish, config, lambda: int(clock.now().nanoseconds))
         self._path_buffer = PathBuffer(config.output.path_length, self._map)
         self._lock = threading.Lock()
         self._newest_ns = 0
@@ -66,7 +67,9 @@ class Publishers:
         """Publishes everything. `sample` is the odometry that led to it, for odom -> base where that is asked for."""
         if outputs.resets:
             self.clear()
-        self.transforms.send(outputs.states, sample)
+        if any(status.mode is Mode.LOST for status in outputs.statuses):
+            self.transforms.interrupt()
+        self.transforms.send(outputs.states, sample, outputs.bridged)
         for state in outputs.states:
             if self._finite("pose", state.T_map_base, state.cov_66):
                 self._pose.publish(pose_stamped(state.stamp_ns, self._map, state.T_map_base, state.cov_66))
