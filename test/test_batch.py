@@ -12,12 +12,13 @@ full logarithm with exact Jacobians: the first test here holds it to that, for i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from differences import jacobian
 from filter_events import START_NS, Event, feed
 
 from vmloc_ros.config import FilterConfig, FrameNames
@@ -214,11 +215,6 @@ def disagreement(estimate: Estimate, reference: Estimate) -> tuple[float, float]
 # --------------------------------------------------------------------------------------------------------------- tests
 
 
-def numeric(function: Callable[[Array], Array]) -> Array:
-    """The derivative of a function of six numbers at zero, by central differences."""
-    return np.stack([(function(d) - function(-d)) / 2e-6 for d in 1e-6 * np.eye(6)], axis=1)
-
-
 def test_gtsam_has_the_same_perturbation_and_residuals() -> None:
     """Retraction, residuals and Jacobians of GTSAM as it was compiled, but for the order: those of `test_batch`."""
     rng = np.random.default_rng(0)
@@ -233,18 +229,18 @@ def test_gtsam_has_the_same_perturbation_and_residuals() -> None:
         values.insert(1, gtsam.Pose3(B))
 
         prior = gtsam.PriorFactorPose3(0, gtsam.Pose3(M), unit)
-        at_a = numeric(lambda d, A=A, M=M: log_se3(inverse(M) @ A @ exp_se3(d)))
+        at_a = jacobian(lambda d, A=A, M=M: log_se3(inverse(M) @ A @ exp_se3(d)))
         np.testing.assert_allclose(prior.unwhitenedError(values)[ROTATION_FIRST], log_se3(inverse(M) @ A), atol=1e-12)
         np.testing.assert_allclose(reordered(prior.linearize(values).jacobian()[0]), at_a, atol=1e-6)
 
         between = gtsam.BetweenFactorPose3(0, 1, gtsam.Pose3(M), unit)
         residual = log_se3(inverse(M) @ inverse(A) @ B)
-        at_a = numeric(lambda d, A=A, B=B, M=M: log_se3(inverse(M) @ inverse(A @ exp_se3(d)) @ B))
-        at_b = numeric(lambda d, A=A, B=B, M=M: log_se3(inverse(M) @ inverse(A) @ B @ exp_se3(d)))
+        at_a = jacobian(lambda d, A=A, B=B, M=M: log_se3(inverse(M) @ inverse(A @ exp_se3(d)) @ B))
+        at_b = jacobian(lambda d, A=A, B=B, M=M: log_se3(inverse(M) @ inverse(A) @ B @ exp_se3(d)))
         np.testing.assert_allclose(between.unwhitenedError(values)[ROTATION_FIRST], residual, atol=1e-12)
-        jacobian = between.linearize(values).jacobian()[0]
-        np.testing.assert_allclose(reordered(jacobian[:, :6]), at_a, atol=1e-6)
-        np.testing.assert_allclose(reordered(jacobian[:, 6:]), at_b, atol=1e-6)
+        both = between.linearize(values).jacobian()[0]
+        np.testing.assert_allclose(reordered(both[:, :6]), at_a, atol=1e-6)
+        np.testing.assert_allclose(reordered(both[:, 6:]), at_b, atol=1e-6)
 
 
 def disagreements(scale: float) -> Array:
