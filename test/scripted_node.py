@@ -1,7 +1,7 @@
 """The real node with a scripted network in place of a trained one: `scripted_node.py PARAMETERS [ROS arguments]`.
 
 The model's path says how the network behaves: `scripted`; `slow` (takes 0.3 s per frame); `failing` (raises once);
-`missing` (cannot be loaded).
+`missing` (cannot be loaded); `FOLDER/faulty` (goes wrong as `FOLDER` says, see `faulty_world`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from faulty_world import FaultyLocalizer
 from worlds import ScriptedLocalizer
 
 from vmloc_ros.config import ModelConfig
@@ -40,6 +41,8 @@ class FailingLocalizer(ScriptedLocalizer):
 
 
 def load(path: Path, config: ModelConfig) -> Localizer:
+    if path.name == "faulty":
+        return FaultyLocalizer(folder=path.parent)  # type: ignore[return-value]
     kinds = {"scripted": ScriptedLocalizer, "slow": SlowLocalizer, "failing": FailingLocalizer}
     if path.name not in kinds:
         raise CheckpointError(f"{path}/model.safetensors: is missing")
