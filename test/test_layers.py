@@ -16,12 +16,12 @@ PACKAGE = PROJECT / "vmloc_ros"
 LAYERS = {
     0: "errors geometry config types files",
     1: "buffers camera images clouds fitting projection novel_views accumulation trajectory odometry increments filter "
-    "relocalization replay history fusion metrics messages pairing clock extrinsics parameter_file uncertainty "
-    "neighbours covariance_fit corruption map_odom_limit",
+    "relocalization replay history fusion saved_pose monitor metrics messages pairing clock extrinsics parameter_file "
+    "uncertainty neighbours covariance_fit corruption correlation error_model map_odom_limit",
     2: "datasets networks losses",
     3: "checkpoint training training_config training_state machines weight_average augmentation trunk_weights official "
     "validation calibration neighbour_file split samples batches objective "
-    "localizer runtimes frame_source assembly outputs pipeline "
+    "localizer runtimes frame_source frame_queue assembly outputs diary pose_keeper pipeline "
     "bags bag_messages bag_writer bag_recording recordings sample_pieces piece_workers division preparation "
     "progress evaluation run_log run_outputs report retrieval comparison comparison_tables "
     "plots plots_evaluation plots_reliability plots_worst plots_comparison",

@@ -122,6 +122,7 @@ class ScriptedCard:
     camera: PinholeIntrinsics = CAMERA
     input: InputConfig = field(default_factory=InputConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
+    sha256: str = "5c" * 32
 
 
 @dataclass

@@ -30,6 +30,17 @@ class CameraError(VmlocError):
     """A camera calibration that is unusable or does not fit the image."""
 
 
+class SavedPoseError(VmlocError):
+    """A saved pose that cannot be used: malformed, of another model or frame, too old, from the future.
+
+    `reason` is a short key (`unreadable`, `malformed`, `model`, `frames`, `too_old`, `future`).
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class TransformError(VmlocError):
     """An extrinsic transform between two named frames is missing or contradictory."""
 

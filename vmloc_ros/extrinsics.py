@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from vmloc_ros.errors import ConfigError, GeometryError, TransformError
-from vmloc_ros.geometry import Array, inverse, is_pose, pose_from_quaternion
-from vmloc_ros.types import StaticTransform
+from vmloc_ros.geometry import Array, adjoint, inverse, is_pose, pose_from_quaternion
+from vmloc_ros.types import PoseEstimate, PoseMeasurement, StaticTransform
 
 
 def pose_from_list(values: Sequence[float], name: str) -> Array:
@@ -23,6 +23,17 @@ def pose_from_list(values: Sequence[float], name: str) -> Array:
         return pose_from_quaternion(values[:3], values[3:])
     except GeometryError as error:
         raise ConfigError(f"{name}: {error}") from error
+
+
+def measured_base(estimate: PoseEstimate, T_base_camera: Array, map_frame: str) -> PoseMeasurement:
+    """`T_map_base` of a camera's pose, and its covariance: camera axes to body axes by the adjoint of the mounting."""
+    turn = adjoint(T_base_camera)
+    return PoseMeasurement(
+        estimate.stamp_ns,
+        estimate.T_map_camera @ inverse(T_base_camera),
+        turn @ estimate.cov_66 @ turn.T,
+        frame_id=map_frame,
+    )
 
 
 class Extrinsics:

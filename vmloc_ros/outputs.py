@@ -7,6 +7,14 @@ from dataclasses import dataclass, field
 from vmloc_ros.types import Frame, FusedState, Status
 
 
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line for the log."""
+
+    text: str
+    warning: bool = False
+
+
 @dataclass
 class Outputs:
     """What came of one call; empty when nothing happened.
@@ -18,6 +26,7 @@ class Outputs:
         resets: reasons for which the past was forgotten.
         bridged: the odometry's increment that led to `states` was not believed (a jump, a frozen source): the filter
             moved without it.
+        notes: what is worth a line in the log.
     """
 
     states: list[FusedState] = field(default_factory=list)
@@ -25,6 +34,7 @@ class Outputs:
     frames: list[Frame] = field(default_factory=list)
     resets: list[str] = field(default_factory=list)
     bridged: bool = False
+    notes: list[Note] = field(default_factory=list)
 
     def extend(self, other: Outputs) -> None:
         """Appends what another call gave."""
@@ -32,4 +42,5 @@ class Outputs:
         self.statuses += other.statuses
         self.frames += other.frames
         self.resets += other.resets
+        self.notes += other.notes
         self.bridged = self.bridged or other.bridged

@@ -10,18 +10,23 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmloc_ros.assembly import Assembler, sensor_mismatches
 from vmloc_ros.clock import ClockVerdict
 from vmloc_ros.config import LocalizerConfig
+from vmloc_ros.diary import Diary
 from vmloc_ros.errors import ModelInputError, TransformError
+from vmloc_ros.extrinsics import measured_base
+from vmloc_ros.frame_queue import FrameQueue
 from vmloc_ros.frame_source import FrameParts, FrameSource
 from vmloc_ros.fusion import Fusion, OdometryVerdict
-from vmloc_ros.geometry import Array, adjoint, inverse
+from vmloc_ros.geometry import Array, inverse
 from vmloc_ros.increments import BELIEVED
-from vmloc_ros.outputs import Outputs
+from vmloc_ros.monitor import Difference, Monitor
+from vmloc_ros.outputs import Note, Outputs
+from vmloc_ros.pose_keeper import PoseKeeper
 from vmloc_ros.types import (
     Event,
     EventKind,
@@ -30,13 +35,10 @@ from vmloc_ros.types import (
     FusedState,
     InitialPose,
     MeasurementResult,
-    Mode,
     NoPose,
     OdometrySample,
     PoseEstimate,
-    PoseMeasurement,
     StaticTransform,
-    Status,
     Verdict,
 )
 
@@ -44,14 +46,16 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import, and a pipeline needs it on
     from vmloc_ros.localizer import Localizer
 
 NANOSECONDS = 1_000_000_000
-ALWAYS_COUNTED = ("frames.paired", "frames.inferred", "frames.stale", "frames.no_pose")
+ALWAYS_COUNTED = ("frames.inferred", "frames.no_pose")
+NOT_TAKEN = (
+    OdometryVerdict.NOT_FINITE,
+    OdometryVerdict.WRONG_FRAME,
+    OdometryVerdict.DUPLICATE,
+    OdometryVerdict.TOO_OLD,
+    OdometryVerdict.FUTURE,
+)
+"""Odometry that changes nothing, as if it had not come."""
 RECEIVED = {EventKind.IMAGE: "images", EventKind.DEPTH: "depths", EventKind.CLOUD: "clouds", EventKind.SCAN: "scans"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    key: FrameKey
-    arrived_s: float
 
 
 class Pipeline:
@@ -74,13 +78,13 @@ class Pipeline:
         self._source = FrameSource(config)
         self._fusion = Fusion(config.filter, config.frames)
         self._assembler = Assembler(config, self._source.extrinsics, localizer.card.camera)
-        self._pending: deque[_Job] = deque()
-        self._only = None if only is None else deque(sorted(only, key=lambda key: key.stamp_ns))
-        self._arrivals: dict[int, float] = {}
+        self._queue = FrameQueue(config.model.max_pending_frames, config.pairing.overdue_s, only)
         self._counts: Counter[str] = Counter()
-        self._last_status_ns: int | None = None
+        self._notes: deque[Note] = deque(maxlen=100)
+        self._diary = Diary(config, self._fusion, self.counters, self._notes.append)
+        self._monitor = Monitor(config.monitor)
+        self._keeper = PoseKeeper(config, localizer.card.sha256, self._notes.append)
         self._last_arrival_s = time.monotonic()
-        self._fused_mode: Mode | None = None
         self._busy = False
         self._forget = False
         self._T_base_camera: Array | None = None
@@ -114,12 +118,10 @@ class Pipeline:
             if event.kind is EventKind.ODOMETRY:
                 outputs.extend(self._add_odometry(event.payload))
             elif event.kind in RECEIVED:
-                self._arrivals[event.stamp_ns] = self._last_arrival_s
-                while len(self._arrivals) > 256:
-                    del self._arrivals[next(iter(self._arrivals))]
-            self._release(self._source.ready())
+                self._queue.arrived(event.stamp_ns, self._last_arrival_s)
+            self._release()
             outputs.extend(self._heartbeat())
-            return outputs
+            return self._with_notes(outputs)
 
     def count_rejection(self, what: str, reason: str) -> None:
         """Counts a message that could not even become an event (a conversion that failed)."""
@@ -144,6 +146,10 @@ class Pipeline:
 
     def _set_pose(self, pose: InitialPose) -> Outputs:
         result = self._fusion.set_pose(pose)
+        resumed_ns = self._keeper.used_ns
+        if result.verdict is Verdict.FUSED and resumed_ns is not None and 0 < pose.stamp_ns <= resumed_ns:
+            # a pose set by hand wins over the saved one, also where it was stamped before the first odometry
+            result = self._fusion.set_pose(replace(pose, stamp_ns=resumed_ns + 1))
         if result.verdict is not Verdict.FUSED:
             self._counts[f"rejected.initialpose_{result.verdict.value}"] += 1
             self.problems["initialpose"] = result.reason
@@ -158,56 +164,49 @@ class Pipeline:
         if verdict is OdometryVerdict.CLOCK_RESET:
             outputs.resets.append("the odometry's clock went backwards")
             self._source.odometry.clear()
+            self._monitor.clear()
         elif verdict is OdometryVerdict.JUMP:
             self._source.odometry.clear()  # poses on the two sides of a jump say nothing of the motion between them
-        if verdict in (OdometryVerdict.USED, OdometryVerdict.GAP, OdometryVerdict.JUMP, OdometryVerdict.CLOCK_RESET):
+        if verdict in (*BELIEVED, OdometryVerdict.JUMP, OdometryVerdict.CLOCK_RESET):
             self._source.odometry.insert(sample.stamp_ns, sample.T_odom_base)
             self.problems.pop("odometry", None)
         if verdict is not OdometryVerdict.USED:
             self.problems["odometry"] = f"odometry {verdict.value} at {sample.stamp_ns / NANOSECONDS:.3f} s"
-        state = self._fusion.state()
-        if state is not None and state.stamp_ns == sample.stamp_ns and not self._fusion.is_lost(sample.stamp_ns):
-            outputs.states.append(state)
+        if verdict not in NOT_TAKEN:
+            outputs.states += self._live_state(sample, verdict)
         return outputs
+
+    def _live_state(self, sample: OdometrySample, verdict: OdometryVerdict) -> list[FusedState]:
+        """The pose at an odometry sample that was taken; none while lost, or where the sample is not the newest."""
+        if self._keeper.waiting:
+            self._keeper.resume(sample, self._fusion)
+        if verdict not in (*BELIEVED, OdometryVerdict.CLOCK_RESET):
+            self._monitor.exclude()
+        state = self._fusion.state()
+        if state is None or state.stamp_ns != sample.stamp_ns or self._fusion.is_lost(sample.stamp_ns):
+            return []
+        T_odom_base = inverse(state.T_map_odom) @ state.T_map_base
+        self._monitor.add(state.stamp_ns, state.T_map_base, T_odom_base)
+        self._keeper.offer(state, T_odom_base)
+        return [state]
 
     # ---------------------------------------------------------------------------------------------------- frames out
 
-    def _release(self, keys: list[FrameKey], everything: bool = False) -> None:
-        if self._only is not None:
-            keys = self._recorded(everything)
-        for key in keys:
-            self._counts["frames.paired"] += 1
-            arrived = self._arrivals.get(key.stamp_ns, self._last_arrival_s)
-            self._pending.append(_Job(key, arrived))
-        if self._only is None:
-            while len(self._pending) > self._config.model.max_pending_frames:
-                self._pending.popleft()
-                self._counts["frames.stale"] += 1
-
-    def _recorded(self, everything: bool) -> list[FrameKey]:
-        """Recorded frames whose messages, and the odometry around them, must have come by now."""
-        assert self._only is not None
-        wait_ns = round(self._config.pairing.overdue_s * NANOSECONDS)
-        now_ns, keys = self._source.clock.now_ns, []
-        while self._only and now_ns is not None:
-            newest_ns = max(self._only[0].stamp_ns, *self._only[0].depth_stamps_ns, 0)
-            if not everything and now_ns < newest_ns + wait_ns:
-                break
-            keys.append(self._only.popleft())
-        return keys
+    def _release(self, everything: bool = False) -> None:
+        keys = self._source.ready(everything)
+        self._queue.put(keys, self._source.clock.now_ns, self._last_arrival_s, everything)
 
     def take(self) -> FrameKey | None:
         """The next frame for the worker, None if there is none."""
         with self._lock:
-            return self._pending[0].key if self._pending else None
+            return self._queue.first()
 
     def process(self, key: FrameKey) -> Outputs:
         """Builds a frame, runs the network on it and fuses the answer. One worker only."""
         with self._lock:
-            job = next((job for job in self._pending if job.key is key), None)
+            job = self._queue.remove(key)
             if job is None:
                 return Outputs()  # it went stale between `take` and here
-            self._pending.remove(job)
             self._busy = True
             if self._forget:
                 self._assembler.clear()  # here, not where the reset happens: the assembler is the worker's own
@@ -227,7 +226,7 @@ class Pipeline:
         try:
             self._T_base_camera = self._assembler.T_base_camera(parts)
             if estimate is not None:
-                measurement = self._to_base(estimate, self._T_base_camera)
+                measurement = measured_base(estimate, self._T_base_camera, self._config.frames.map)
         except TransformError as error:
             no_pose = no_pose or str(error)
             self.problems["transforms"] = str(error)
@@ -239,7 +238,8 @@ class Pipeline:
             else:
                 self.problems.pop("transforms", None)
                 result = self._fusion.add_measurement(measurement)
-            status = self._frame_status(frame, estimate, measurement, result, arrived_s)
+            now_ns = self._source.clock.now_ns or frame.stamp_ns
+            status = self._diary.of_frame(frame, estimate, measurement, result, arrived_s, now_ns)
             return Outputs(statuses=[status], frames=[frame])
 
     def _estimate(self, frame: Frame, prior: FusedState | None) -> PoseEstimate | NoPose:
@@ -252,138 +252,67 @@ class Pipeline:
             self.problems["network"] = str(error)
             return NoPose(frame.stamp_ns, str(error))
 
-    def _to_base(self, estimate: PoseEstimate, T_base_camera: Array) -> PoseMeasurement:
-        """`T_map_base` and its covariance: camera axes to body axes by the adjoint of the mounting."""
-        turn = adjoint(T_base_camera)
-        return PoseMeasurement(
-            estimate.stamp_ns,
-            estimate.T_map_camera @ inverse(T_base_camera),
-            turn @ estimate.cov_66 @ turn.T,
-            frame_id=self._config.frames.map,
-        )
-
-    # -------------------------------------------------------------------------------------------------------- statuses
-
-    def _frame_status(
-        self,
-        frame: Frame,
-        estimate: PoseEstimate | None,
-        measurement: PoseMeasurement | None,
-        result: MeasurementResult,
-        arrived_s: float,
-    ) -> Status:
-        now_ns = max(self._source.clock.now_ns or frame.stamp_ns, frame.stamp_ns)
-        if result.verdict is Verdict.FUSED:
-            self._fused_mode = frame.mode
-        mode = self._mode(now_ns)
-        self._last_status_ns = max(self._last_status_ns or 0, frame.stamp_ns)
-        return Status(
-            stamp_ns=frame.stamp_ns,
-            mode=mode,
-            verdict=result.verdict,
-            reason=result.reason,
-            key=frame.key,
-            state=self._fusion.state_at(frame.stamp_ns) if mode is not Mode.LOST else None,
-            measurement=measurement,
-            expert_weights=estimate.expert_weights if estimate else {},
-            health=estimate.health if estimate else 0.0,
-            nis=result.nis,
-            dof=result.dof,
-            latency_ms=1e3 * (time.monotonic() - arrived_s),
-            absent=frame.absent,
-            counters=self.counters(),
-        )
-
-    def _mode(self, now_ns: int) -> Mode:
-        """What the pose rests on: the last fused frame's modalities as long as it is recent."""
-        if self._fusion.state() is None or self._fusion.is_lost(now_ns):
-            return Mode.LOST
-        since_s = self._fusion.seconds_since_fused(now_ns)
-        if self._fused_mode is None or since_s is None or since_s > self._config.filter.dead_reckoning_after_s:
-            return Mode.DEAD_RECKONING
-        return self._fused_mode
+    # ------------------------------------------------------------------------------------------------ silence, resets
 
     def _heartbeat(self) -> Outputs:
-        """A status when no frame has given one for a while (data time): the diary has no holes."""
         now_ns = self._source.clock.now_ns
         if now_ns is None:
             return Outputs()
-        if self._last_status_ns is None:
-            self._last_status_ns = now_ns
-        waiting = self._pending or self._busy or self._source.pairing.waiting
-        if waiting or now_ns - self._last_status_ns < self._config.output.heartbeat_s * NANOSECONDS:
-            return Outputs()
-        self._last_status_ns = now_ns
-        return Outputs(statuses=[self._idle_status(now_ns, "no frame")])
-
-    def _idle_status(self, now_ns: int, reason: str) -> Status:
-        mode = self._mode(now_ns)
-        state = self._fusion.state() if mode is not Mode.LOST else None
-        return Status(
-            stamp_ns=state.stamp_ns if state else now_ns,
-            mode=mode,
-            verdict=Verdict.NO_POSE,
-            reason=reason,
-            key=None,
-            state=state,
-            measurement=None,
-            expert_weights={},
-            health=0.0,
-            nis=None,
-            dof=0,
-            latency_ms=0.0,
-            absent={},
-            counters=self.counters(),
-        )
-
-    # ------------------------------------------------------------------------------------------------ silence, resets
+        waiting = bool(self._queue or self._busy or self._source.pairing.waiting)
+        status = self._diary.heartbeat(now_ns, waiting)
+        return Outputs(statuses=[status] if status else [])
 
     def tick(self) -> Outputs:
         """For a timer: when every input is silent, nothing else releases the frames that wait, or says so."""
         with self._lock:
+            outputs = Outputs()
             silent_s = time.monotonic() - self._last_arrival_s
             now_ns = self._source.clock.now_ns
-            if now_ns is None or silent_s < 2.0 * self._config.pairing.overdue_s:
-                return Outputs()
-            self._release(self._source.ready(everything=True))
-            if silent_s < max(1.0, self._config.output.heartbeat_s):
-                return Outputs()
-            return Outputs(
-                statuses=[self._idle_status(now_ns + round(silent_s * NANOSECONDS), "every input is silent")]
-            )
+            if now_ns is not None and silent_s >= 2.0 * self._config.pairing.overdue_s:
+                self._release(everything=True)
+                if silent_s >= max(1.0, self._config.output.heartbeat_s):
+                    now_ns += round(silent_s * NANOSECONDS)
+                    outputs.statuses.append(self._diary.idle(now_ns, "every input is silent"))
+            return self._with_notes(outputs)
+
+    def _with_notes(self, outputs: Outputs) -> Outputs:
+        while self._notes:
+            outputs.notes.append(self._notes.popleft())
+        return outputs
 
     def reset(self, reason: str) -> Outputs:
-        """Forgets state, history and waiting frames; counters, calibration and mountings stay."""
+        """Forgets state, history, waiting frames and the saved pose; counters, calibration and mountings stay."""
         with self._lock:
             self._source.clear()
+            self._keeper.forget()
             return self._start_over(reason)
 
     def _start_over(self, reason: str) -> Outputs:
         self._fusion.reset(reason)
         self._localizer.reset()
         self._source.odometry.clear()
-        self._pending.clear()
-        self._arrivals.clear()
+        self._queue.clear()
         self._forget = True
-        self._last_status_ns = None
-        self._fused_mode = None
+        self._diary.clear()
+        self._monitor.clear()
         self._counts["resets"] += 1
         return Outputs(resets=[reason])
 
     def finish(self) -> Outputs:
-        """The data has ended: processes what still waits and gives every measurement its final verdict.
+        """The data has ended: processes what still waits, gives every measurement its final verdict, saves the pose.
 
         The last status carries the final totals. Only when no worker runs any more.
         """
         with self._lock:
-            self._release(self._source.ready(everything=True), everything=True)
+            self._release(everything=True)
         outputs = self.drain()
         with self._lock:
             self._fusion.flush()
             now_ns = self._source.clock.now_ns
+            self._keeper.finish()
             if now_ns is not None:
-                outputs.statuses.append(self._idle_status(now_ns, "the data has ended"))
-        return outputs
+                outputs.statuses.append(self._diary.idle(now_ns, "the data has ended"))
+            return self._with_notes(outputs)
 
     def drain(self) -> Outputs:
         """Processes every frame that waits; for callers without a worker thread."""
@@ -404,6 +333,8 @@ class Pipeline:
         """Totals since the start: `images.received`, `frames.stale`, `verdict.fused`, `odometry.jump`, ..."""
         with self._lock:
             totals = dict.fromkeys(ALWAYS_COUNTED, 0) | dict(self._counts) | self._fusion.counters()
+            totals |= {"frames.paired": self._queue.paired, "frames.stale": self._queue.stale}
+            totals |= {"monitor.exceeded": self._monitor.count} | self._keeper.counters()
             for what, count in self._assembler.rejected.items():
                 totals[f"rejected.{what}"] = totals.get(f"rejected.{what}", 0) + count
             return totals
@@ -411,4 +342,10 @@ class Pipeline:
     def current_problems(self) -> dict[str, str]:
         """What is wrong at present, by part, for diagnostics."""
         with self._lock:
-            return self._assembler.problems | self.problems
+            lost = {"lost": self._diary.lost} if self._diary.lost else {}
+            return self._assembler.problems | self.problems | lost | self._keeper.problems()
+
+    def difference(self) -> Difference | None:
+        """How far the filter's motion is from dead reckoning's over the monitor's window; None while there is none."""
+        with self._lock:
+            return self._monitor.difference
