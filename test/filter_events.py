@@ -22,6 +22,13 @@ PLAIN = FilterConfig(
     measurement_inflation=1.0,
     noise_m_per_m=0.03,
     noise_rad_per_m=0.004,
+    estimate_scale=False,
+    estimate_heading=False,
+    estimate_yaw_bias=False,
+    noise_level_s=0.0,
+    divergence_window_s=0.0,
+    robust_power=1.0,
+    max_robust_weight=1.0,
 )
 
 Event = OdometrySample | PoseMeasurement

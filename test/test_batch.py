@@ -81,8 +81,8 @@ def white_config(rng: np.random.Generator, scale: float) -> FilterConfig:
         "student_t_dof": 0.0,
         "gate_probability": 1.0 - 1e-12,
     }
-    optional_states = {"estimate_scale", "estimate_yaw_bias"} & FilterConfig.model_fields.keys()
-    return FilterConfig(**settings, **dict.fromkeys(optional_states, False))
+    states = dict.fromkeys(("estimate_scale", "estimate_heading", "estimate_yaw_bias"), False)
+    return FilterConfig(**settings, **states, divergence_window_s=0.0)
 
 
 def random_covariance(rng: np.random.Generator, scale: float) -> Array:

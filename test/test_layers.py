@@ -15,8 +15,8 @@ PACKAGE = PROJECT / "vmloc_ros"
 # By a module's name, or its folder's.
 LAYERS = {
     0: "errors geometry config types files",
-    1: "buffers camera images clouds fitting projection novel_views accumulation trajectory odometry increments filter "
-    "relocalization replay history fusion saved_pose monitor metrics messages pairing clock extrinsics parameter_file "
+    1: "buffers camera images clouds fitting projection novel_views accumulation trajectory odometry increments "
+    "odometry_model consistency filter relocalization replay history fusion saved_pose monitor metrics messages pairing clock extrinsics parameter_file "
     "uncertainty neighbours covariance_fit corruption correlation error_model map_odom_limit",
     2: "datasets networks losses",
     3: "checkpoint training training_config training_state machines weight_average augmentation trunk_weights official "

@@ -126,13 +126,35 @@ class ModelConfig(StrictModel):
 
 class FilterConfig(StrictModel):
     window_s: float = Field(3.0, gt=0.0, description="History kept for late measurements.")
-    noise_m_per_m: float = Field(
-        0.2, ge=0.0, description="Odometry position deviation per metre driven (white, per sqrt(m))."
+    planar: bool = Field(
+        False, description="The robot drives in a plane: z is `planar_height_m`, roll and pitch are zero, always."
     )
-    noise_rad_per_m: float = Field(0.02, ge=0.0, description="Odometry rotation deviation per sqrt(metre).")
+    planar_height_m: float = Field(0.0, description="planar: z of the base in the map.")
+    noise_m_per_m: float = Field(
+        0.05, ge=0.0, description="Odometry position deviation per metre driven (white, per sqrt(m))."
+    )
+    noise_rad_per_m: float = Field(0.005, ge=0.0, description="Odometry rotation deviation per sqrt(metre).")
     noise_rad_per_rad: float = Field(0.03, ge=0.0, description="Odometry rotation deviation per sqrt(radian) turned.")
     noise_m_per_s: float = Field(0.005, ge=0.0, description="Position deviation per sqrt(second), also when standing.")
     noise_rad_per_s: float = Field(0.001, ge=0.0, description="Rotation deviation per sqrt(second).")
+    estimate_scale: bool = Field(True, description="Estimate by which factor the odometry's way is too long or short.")
+    scale_deviation: float = Field(
+        0.03, gt=0.0, description="Deviation of that factor from 1 before anything is known."
+    )
+    estimate_heading: bool = Field(
+        True, description="Estimate by which angle the odometry drives to one side of where the base looks."
+    )
+    heading_deviation_rad: float = Field(0.03, gt=0.0, description="Deviation of that angle before anything is known.")
+    estimate_yaw_bias: bool = Field(True, description="Estimate by how much the odometry turns too far per metre.")
+    yaw_bias_deviation_rad_per_m: float = Field(
+        3e-4, gt=0.0, description="Deviation of that bias before anything is known."
+    )
+    odometry_model_walk: float = Field(
+        0.01,
+        ge=0.0,
+        description="Scale, heading and yaw bias wander by this share of their deviations per sqrt(metre): 0.01 "
+        "forgets them over 10 km. 0: they are constants.",
+    )
     use_twist_covariance: bool = Field(
         False, description="Take increment noise from the twist covariance x dt where it is given and positive."
     )
@@ -140,13 +162,35 @@ class FilterConfig(StrictModel):
         1.3, ge=1.0, description="Multiplies the measurements' covariance: networks are surer than they should be."
     )
     measurement_correlation_s: float = Field(
-        1.0,
+        1.75,
         ge=0.0,
         description="Correlation time of the measurements' errors: measurements closer in time than this inform less. "
         "0: independent errors.",
     )
     student_t_dof: float = Field(
         2.0, ge=0.0, description="Degrees of freedom of the robust Student-t weight inside the gate; 0: off (Gaussian)."
+    )
+    robust_power: float = Field(
+        2.0,
+        gt=0.0,
+        description="Power of that weight: 1 is Student's t; 2 redescends, so that far measurements lose their pull.",
+    )
+    max_robust_weight: float = Field(
+        4.0,
+        ge=1.0,
+        description="Measurements that fit better than they claim count up to so many times their precision.",
+    )
+    noise_level_s: float = Field(
+        2.0,
+        ge=0.0,
+        description="The weight goes by the running mean of a source's squared distances over so long where that is "
+        "larger than the measurement's own: bad stretches last. 0: by its own alone.",
+    )
+    divergence_window_s: float = Field(
+        4.0,
+        ge=0.0,
+        description="Innovations whose mean over so long the filter's covariance cannot explain widen the state: the "
+        "odometry has failed unseen. 0: off.",
     )
     gate_probability: float = Field(
         0.9999, gt=0.5, lt=1.0, description="A measurement outside this share of its distribution is gated."

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,7 +38,8 @@ MAX_VARIANCE = 1e12
 """Variances (m^2, rad^2) outside these are the mark of a sender that left them empty or overflowed."""
 MAX_COORDINATE_M = 1e8
 
-_EYE = np.eye(6)
+PLANE = (0, 1, 5)
+"""Forward, left and yaw."""
 
 
 def transport(T_prev_now: Array) -> Array:
@@ -54,72 +56,125 @@ def transport(T_prev_now: Array) -> Array:
     return F
 
 
-def predict_covariance(P_66: Array, F_66: Array, noise_6: Array) -> Array:
+def predict_covariance(P_nn: Array, F_nn: Array, noise_n: Array) -> Array:
     """`F P F' + diag(noise)`: the noise is a right perturbation of the increment (arXiv:1812.01537, section V-B)."""
-    predicted = F_66 @ P_66 @ F_66.T
-    predicted.ravel()[::7] += noise_6
+    predicted = F_nn @ P_nn @ F_nn.T
+    predicted.ravel()[:: len(predicted) + 1] += noise_n
     return predicted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Innovation:
-    """`residual_6 = Log(T_hat^-1 Z)`, its derivative `-H_66` by the state's perturbation, and `nis`, its squared
-    Mahalanobis distance under `H P H' + R` (6 degrees of freedom)."""
+    """A measured pose against the predicted one, in `m` of the six directions (all, or those of the plane).
 
-    residual_6: Array
-    H_66: Array
+    Attributes:
+        residual_m: `Log(T_hat^-1 Z)`.
+        H_m6: minus its derivative by the perturbation of the pose.
+        nis: its squared Mahalanobis distance under `H P H' + R`, of `m` degrees of freedom.
+    """
+
+    residual_m: Array
+    H_m6: Array
     nis: float
 
 
-def innovate(T: Array, P_66: Array, Z: Array, R_66: Array) -> Innovation:
+def innovate(T: Array, P_nn: Array, Z: Array, R_66: Array, planar: bool = False) -> Innovation:
     """How far a measured pose is from the predicted one.
 
     With `T = T_hat Exp(d)`: `Log(T^-1 Z) = Log(Exp(-d) Exp(r)) ~= r - J_l^-1(r) d` (arXiv:1812.01537, section II-G),
     and it is `-n` where `d` is the true error: the noise needs no Jacobian.
-    """
-    residual = log_se3(inverse(T) @ Z)
-    H = right_jacobian_inverse_se3(-residual)  # J_l(r) = J_r(-r)
-    S = H @ P_66 @ H.T + R_66
-    return Innovation(residual, H, float(residual @ np.linalg.solve(S, residual)))
-
-
-def update(T: Array, P_66: Array, Z: Array, R_66: Array, first: Innovation | None = None) -> tuple[Array, Array]:
-    """The pose and covariance after a measured pose: Gauss-Newton on the posterior, Joseph form at the optimum.
-
-    Minimises `|Log(T^-1 X)|^2_P + |Log(X^-1 Z)|^2_R` over poses `X`. At a working point `X = T Exp(d)` the prior's
-    perturbation becomes `P_X = J_r(d) P J_r(d)'` (arXiv:2102.03804, section III-C), and the step is
-    `e = K (r + H d) - d` with `K = P_X H' (H P_X H' + R)^-1` (`J_r(d) d = d` was used).
 
     Args:
         T: predicted `T_map_base` (4, 4).
-        P_66: its covariance.
+        P_nn: covariance of the state, whose first six are the pose's right perturbation.
+        Z: measured `T_map_base` (4, 4).
+        R_66: its covariance.
+        planar: compare forward, left and yaw alone; both poses must lie in the plane.
+    """
+    residual, H = _difference(T, Z, planar)
+    S = H @ P_nn[:6, :6] @ H.T + compared(R_66, planar)
+    return Innovation(residual, H, float(residual @ np.linalg.solve(S, residual)))
+
+
+def compared(R_66: Array, planar: bool) -> Array:
+    """The part of a measurement's covariance in the directions that are compared."""
+    return R_66[np.ix_(PLANE, PLANE)] if planar else R_66
+
+
+def _difference(T: Array, Z: Array, planar: bool) -> tuple[Array, Array]:
+    """`Log(T^-1 Z)` and minus its derivative by the right perturbation of T."""
+    residual = log_se3(inverse(T) @ Z)
+    H = right_jacobian_inverse_se3(-residual)  # J_l(r) = J_r(-r)
+    return (residual[list(PLANE)], H[list(PLANE)]) if planar else (residual, H)
+
+
+class Posterior(NamedTuple):
+    """The state after an update: the pose, the covariance, and what is to be added to the states beyond the pose."""
+
+    T: Array
+    P_nn: Array
+    shift: Array
+
+
+def update(
+    T: Array, P_nn: Array, Z: Array, R_66: Array, first: Innovation | None = None, planar: bool = False
+) -> Posterior:
+    """The state after a measured pose: Gauss-Newton on the posterior, Joseph form at the optimum.
+
+    Minimises `|x - x_hat|^2_P + |Log(X^-1 Z)|^2_R` over states `x` with the pose `X`. At a working point `X = T Exp(d)`
+    the prior's perturbation of the pose becomes `P_X = J_r(d) P J_r(d)'` (arXiv:2102.03804, section III-C), and the
+    step is `e = K (r + H d) - d` with `K = P_X H' (H P_X H' + R)^-1` (`J_r(d) d = d` was used). States beyond the pose
+    are a vector space: their `J_r` is the identity.
+
+    Args:
+        T: predicted `T_map_base` (4, 4).
+        P_nn: covariance of the state (n >= 6): the pose first.
         Z: measured `T_map_base` (4, 4).
         R_66: its covariance, positive definite.
         first: the innovation at `T`, where it is known already.
+        planar: use forward, left and yaw alone.
     """
-    X, d, P_X = T, np.zeros(6), P_66
+    n = len(P_nn)
+    X, d, P_X = T, np.zeros(n), P_nn
     if first is None:
-        first = innovate(T, P_66, Z, R_66)
-    residual, H = first.residual_6, first.H_66
-    turn = math.sqrt(float(residual[3:] @ residual[3:]))
-    length = math.sqrt(float(residual[:3] @ residual[:3]))
+        first = innovate(T, P_nn, Z, R_66, planar)
+    residual, H = first.residual_m, first.H_m6
+    R = compared(R_66, planar)
+    turning = residual[2:] if planar else residual[3:]
+    turn = math.sqrt(float(turning @ turning))
+    moving = residual[:2] if planar else residual[:3]
+    length = math.sqrt(float(moving @ moving))
     small = turn < LINEAR_RAD and turn * length < LINEAR_M_RAD
     for iteration in range(2 if small else MAX_ITERATIONS):
         if iteration:
-            residual = log_se3(inverse(X) @ Z)
-            H = right_jacobian_inverse_se3(-residual)
-            J_r = np.linalg.inv(right_jacobian_inverse_se3(d))
-            P_X = J_r @ P_66 @ J_r.T
-        HP = H @ P_X
-        K = np.linalg.solve(HP @ H.T + R_66, HP).T
-        step = K @ (residual + H @ d) - d
-        X = X @ exp_se3(step)
-        if iteration and float(np.abs(step).max()) < CONVERGED:
+            residual, H = _difference(X, Z, planar)
+            J_r = np.eye(n)
+            J_r[:6, :6] = np.linalg.inv(right_jacobian_inverse_se3(d[:6]))
+            P_X = J_r @ P_nn @ J_r.T
+        HP = H @ P_X[:6]
+        K = np.linalg.solve(HP[:, :6] @ H.T + R, HP).T
+        step = K @ (residual + H @ d[:6]) - d
+        X = X @ exp_se3(step[:6])
+        d[6:] += step[6:]
+        if iteration and float(np.abs(step[:6]).max()) < CONVERGED:
             break
-        d = log_se3(inverse(T) @ X)
-    left = _EYE - K @ H
-    P_new = left @ P_X @ left.T + K @ R_66 @ K.T
-    return tidy(X), 0.5 * (P_new + P_new.T)
+        d[:6] = log_se3(inverse(T) @ X)
+    left = np.eye(n)
+    left[:, :6] -= K @ H
+    P_new = left @ P_X @ left.T + K @ R @ K.T
+    return Posterior(tidy(X), 0.5 * (P_new + P_new.T), d[6:])
+
+
+def flattened(T: Array, height_m: float) -> Array:
+    """The pose in the plane `z = height_m` of the map with the same x, y and heading: roll and pitch are zero."""
+    result = np.eye(4)
+    heading = math.atan2(T[1, 0], T[0, 0])
+    c, s = math.cos(heading), math.sin(heading)
+    result[0, 0] = result[1, 1] = c
+    result[0, 1], result[1, 0] = -s, s
+    result[:2, 3] = T[:2, 3]
+    result[2, 3] = height_m
+    return result
 
 
 def tidy(T: Array) -> Array:
@@ -131,12 +186,16 @@ def tidy(T: Array) -> Array:
     return result
 
 
-def student_weight(nis: float, dof_of_tail: float, dimension: int = 6) -> float:
-    """Share of its precision that a measurement keeps: `(v + n) / (v + nis)`, at most 1 (Student's t with `v` degrees
-    of freedom in `n` dimensions; 0 stands for the Gaussian, weight 1)."""
+def robust_weight(nis: float, dof_of_tail: float, dimension: int = 6, power: float = 1.0, limit: float = 1.0) -> float:
+    """Factor on a measurement's precision: `((v + n) / (v + nis))^power`, at most `limit`.
+
+    Power 1 is Student's t with `v` degrees of freedom in `n` dimensions (M. Roth et al., above). Power 2 redescends as
+    the kernel of S. Geman and D. E. McClure does ("Bayesian image analysis", 1985): a measurement far away loses its
+    pull altogether. `v = 0` stands for the Gaussian, weight 1.
+    """
     if dof_of_tail <= 0.0:
         return 1.0
-    return min(1.0, (dof_of_tail + dimension) / (dof_of_tail + nis))
+    return float(min(limit, ((dof_of_tail + dimension) / (dof_of_tail + nis)) ** power))
 
 
 def correlation_inflation(elapsed_s: float, correlation_s: float) -> float:

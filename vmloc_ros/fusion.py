@@ -274,12 +274,15 @@ class Fusion:
             self._counts[f"verdict.{node.verdict.value}"] += 1
             if node.result is not None and node.result.reason.startswith("re-localized"):
                 self._counts["relocalizations"] += 1
+            if node.result is not None and node.result.reason.startswith("the state was widened"):
+                self._counts["widenings"] += 1
 
     def counters(self) -> dict[str, int]:
-        """Totals since the start, of final verdicts: `verdict.*`, `odometry.*`, `relocalizations`, `resets`."""
+        """Totals since the start, of final verdicts: `verdict.*`, `odometry.*`, `relocalizations`, `widenings`,
+        `resets`."""
         totals = {f"verdict.{verdict.value}": 0 for verdict in COUNTED}
         totals |= {f"odometry.{verdict.value}": 0 for verdict in OdometryVerdict}
-        return totals | {"relocalizations": 0, "resets": 0} | dict(self._counts)
+        return totals | {"relocalizations": 0, "widenings": 0, "resets": 0} | dict(self._counts)
 
     def flush(self) -> None:
         """The data has ended: everything in the window gets its final verdict. The state stays."""
@@ -287,10 +290,10 @@ class Fusion:
 
 
 def _state(moment: Moment | None) -> FusedState | None:
-    if moment is None or moment.T_map_base is None or moment.cov_66 is None:
+    if moment is None or moment.T_map_base is None or moment.cov_99 is None:
         return None
     T_map_odom = moment.T_map_base @ inverse(moment.T_odom_base)
-    return FusedState(moment.stamp_ns, moment.T_map_base.copy(), moment.cov_66.copy(), T_map_odom)
+    return FusedState(moment.stamp_ns, moment.T_map_base.copy(), moment.cov_99[:6, :6].copy(), T_map_odom)
 
 
 def _with_unknowns(cov_66: Array) -> tuple[Array, int]:

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmloc_ros.config import FilterConfig
-from vmloc_ros.filter import transport
 from vmloc_ros.geometry import exp_se3, interpolate, inverse, log_se3
 from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import OdometrySample
@@ -28,6 +27,10 @@ JUMP_TOLERANCE_RAD = 0.5
 """A turn may exceed what the limits allow by this much (jitter of stamps) before it counts as a jump."""
 FROZEN_FROM_M_PER_S = 2.0
 """Repeated poses after a motion faster than this are a frozen source rather than a robot that stopped at once."""
+TWIST_FROM_M_PER_S, TWIST_FROM_RAD_PER_S = 0.05, 0.02
+"""A twist above either of these, beside a pose that never changes, is of a source that fills in its twist alone."""
+TWIST_WIDENED = 4.0
+"""Factor on the variances of a way that a twist alone tells: it is sampled, not integrated by its sender."""
 BLIND_CORRELATION_S = 1.0
 """For so long the unknown velocity of a robot without odometry is taken as constant; later it is redrawn."""
 
@@ -39,6 +42,7 @@ class OdometryVerdict(StrEnum):
     JUMP = "jump"  # the increment is refused and bridged by the last believed velocity; the new pose is the new anchor
     GAP = "gap"  # a long silence: the increment is used with widened noise
     FROZEN = "frozen"  # the same pose again and again after a fast motion: held, with widened noise
+    TWIST_ONLY = "twist_only"  # the same pose again and again while the twist moves: the twist is used, widened
     NOT_FINITE = "not_finite"
     WRONG_FRAME = "wrong_frame"
     DUPLICATE = "duplicate"
@@ -52,10 +56,10 @@ BELIEVED = (OdometryVerdict.USED, OdometryVerdict.GAP)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """A part of a segment as the filter uses it: the increment, its transport matrix and two variances (m^2, rad^2)."""
+    """A part of a segment: the increment, the way driven in it (m) and two variances (m^2, rad^2)."""
 
     T: Array
-    F_66: Array
+    metres: float
     metres2: float
     radians2: float
 
@@ -103,13 +107,16 @@ class Segment:
             variances = np.diagonal(self.end.twist_cov_66).tolist()
             if all(0.0 < value < 1e6 for value in variances):  # all zero, or -1 first, is how ROS says "not known"
                 return sum(variances[:3]) / 3.0 * self.dt_s, sum(variances[3:]) / 3.0 * self.dt_s
-        metres2 = config.noise_m_per_m**2 * self.metres + config.noise_m_per_s**2 * self.dt_s
-        radians2 = (
-            config.noise_rad_per_m**2 * self.metres
-            + config.noise_rad_per_rad**2 * self.radians
-            + config.noise_rad_per_s**2 * self.dt_s
-        )
-        return metres2, radians2
+        return variances_of_way(self.metres, self.radians, self.dt_s, config)
+
+    @property
+    def twist_moves(self) -> bool:
+        """Whether the sample at its end says that the robot moves."""
+        twist = self.end.twist_6
+        if twist is None:
+            return False
+        u, v, w, p, q, r = twist.tolist()
+        return bool(math.hypot(u, v, w) > TWIST_FROM_M_PER_S or math.hypot(p, q, r) > TWIST_FROM_RAD_PER_S)
 
     def motion(self, still_s: float) -> Motion:
         """The motion of this segment, after `still_s` in which a slow source had repeated its pose."""
@@ -120,7 +127,7 @@ class Segment:
     def whole(self) -> Step:
         """The segment from end to end."""
         if self._whole is None:
-            self._whole = Step(self.T, transport(self.T), self.metres2, self.radians2)
+            self._whole = Step(self.T, self.metres, self.metres2, self.radians2)
         return self._whole
 
     def part(self, from_ns: int, to_ns: int) -> Step:
@@ -134,10 +141,36 @@ class Segment:
         T_to = T_end if to_ns == end_ns else interpolate(T_begin, T_end, (to_ns - begin_ns) / span)
         T = inverse(T_from) @ T_to
         share = (to_ns - from_ns) / span
-        return Step(T, transport(T), share * self.metres2, share * self.radians2)
+        return Step(T, share * self.metres, share * self.metres2, share * self.radians2)
+
+    def by_twist(self, from_ns: int, to_ns: int, config: FilterConfig) -> Step:
+        """The way between two stamps inside it as the twist at its end tells it, with wider noise."""
+        assert self.end.twist_6 is not None
+        seconds = (to_ns - from_ns) / NANOSECONDS
+        way = self.end.twist_6 * seconds
+        metres, radians = float(np.linalg.norm(way[:3])), float(np.linalg.norm(way[3:]))
+        metres2, radians2 = variances_of_way(metres, radians, seconds, config)
+        return Step(exp_se3(way), metres, TWIST_WIDENED * metres2, TWIST_WIDENED * radians2)
+
+    def motion_by_twist(self) -> Motion:
+        """The motion that the twist at its end tells of."""
+        assert self.end.twist_6 is not None
+        u, v, w = self.end.twist_6[:3].tolist()
+        return Motion(exp_se3(self.end.twist_6 * self.dt_s), self.dt_s, self.end.stamp_ns, (u, v, w))
 
 
-def judge(segment: Segment, motion: Motion | None, still_s: float, config: FilterConfig) -> OdometryVerdict:
+def variances_of_way(metres: float, radians: float, seconds: float, config: FilterConfig) -> tuple[float, float]:
+    """Variances (m^2, rad^2) of a way driven, by the parameters per metre, radian and second."""
+    metres2 = config.noise_m_per_m**2 * metres + config.noise_m_per_s**2 * seconds
+    radians2 = (
+        config.noise_rad_per_m**2 * metres + config.noise_rad_per_rad**2 * radians + config.noise_rad_per_s**2 * seconds
+    )
+    return metres2, radians2
+
+
+def judge(
+    segment: Segment, motion: Motion | None, still_s: float, config: FilterConfig, by_twist: bool = False
+) -> OdometryVerdict:
     """Whether an increment can be believed.
 
     Args:
@@ -145,7 +178,10 @@ def judge(segment: Segment, motion: Motion | None, still_s: float, config: Filte
         motion: the last believed motion before it, None where there is none.
         still_s: for how long the same pose has been repeated since then; a slow source then moves in steps.
         config: the limits.
+        by_twist: the segment before told its way by the twist alone.
     """
+    if segment.repeated and segment.twist_moves and (by_twist or still_s > config.max_odometry_gap_s):
+        return OdometryVerdict.TWIST_ONLY
     dt, tolerance = segment.dt_s, config.jump_tolerance_m
     if (
         segment.metres > config.max_speed_m_per_s * (dt + still_s) + tolerance
@@ -185,7 +221,7 @@ def widened(step: Step, before_s: float, after_s: float, config: FilterConfig) -
     growth = blind_growth(before_s, after_s)
     return Step(
         step.T,
-        step.F_66,
+        step.metres,
         step.metres2 + config.gap_noise_m_per_s**2 * growth,
         step.radians2 + config.gap_noise_rad_per_s**2 * growth,
     )
@@ -199,6 +235,6 @@ def coasting(motion: Motion | None, from_ns: int, to_ns: int, config: FilterConf
         until_ns = motion.end_ns + round(config.max_odometry_gap_s * NANOSECONDS)
         moving_ns = max(min(to_ns, until_ns) - from_ns, 0)
     if motion is None or moving_ns == 0:
-        return Step(np.eye(4), np.eye(6), 0.0, 0.0)
+        return Step(np.eye(4), 0.0, 0.0, 0.0)
     T = exp_se3(log_se3(motion.T) * (moving_ns / NANOSECONDS / motion.seconds))
-    return Step(T, transport(T), 0.0, 0.0)
+    return Step(T, float(np.linalg.norm(T[:3, 3])), 0.0, 0.0)

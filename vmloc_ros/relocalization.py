@@ -84,5 +84,5 @@ def fused(candidates: Sequence[Candidate], correlation_s: float) -> tuple[Array,
     for before, candidate in pairwise(candidates):
         elapsed_s = (candidate.stamp_ns - before.stamp_ns) / NANOSECONDS
         Z, R = candidate.moved(*now)
-        T, P = update(T, P, Z, R * correlation_inflation(elapsed_s, correlation_s))
+        T, P, _ = update(T, P, Z, R * correlation_inflation(elapsed_s, correlation_s))
     return T, P

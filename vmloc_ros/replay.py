@@ -6,7 +6,7 @@ the sorted events again gives the same state whatever the order in which they ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +14,22 @@ from scipy.stats import chi2
 
 from vmloc_ros import relocalization
 from vmloc_ros.config import FilterConfig
+from vmloc_ros.consistency import ENOUGH, SILENCE_S, Trend, noise_level, pulled, variance_of_mean
 from vmloc_ros.filter import (
+    PLANE,
+    Innovation,
+    compared,
     correlation_inflation,
+    flattened,
     innovate,
     predict_covariance,
-    student_weight,
+    robust_weight,
     tidy,
     update,
 )
 from vmloc_ros.geometry import inverse
 from vmloc_ros.increments import Motion, OdometryVerdict, Segment, Step, coasting, judge, widened
+from vmloc_ros.odometry_model import STATES, UNCALIBRATED, corrected, prior_variances
 from vmloc_ros.relocalization import Candidate
 from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import InitialPose, MeasurementResult, OdometrySample, PoseMeasurement, Verdict
@@ -32,6 +38,10 @@ Array = NDArray[np.float64]
 Key = tuple[object, ...]
 
 DOF = 6
+PULL_PROBABILITY = 0.999
+"""A mean innovation outside this share of what the covariances allow widens the state."""
+IN_PLANE_VARIANCE = 1e-9
+"""Of z, roll and pitch (m^2, rad^2) in planar mode: zero, but for those who invert the covariance."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,11 +52,13 @@ class Memory:
         fused_ns: stamp of the last fused measurement (or of a pose set by hand).
         by_source: the same for each source.
         candidates: measurements that were not fused since then.
+        trends: how each source's measurements have fitted of late.
     """
 
     fused_ns: int | None = None
     by_source: tuple[tuple[str, int], ...] = ()
     candidates: tuple[Candidate, ...] = ()
+    trends: tuple[tuple[str, Trend], ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +67,9 @@ class Moment:
 
     Attributes:
         stamp_ns: the time.
-        T_map_base, cov_66: the pose and the covariance of its right perturbation; None before there is a pose.
+        T_map_base: the pose; None before there is one.
+        model_3: what the odometry does wrong, see `odometry_model`.
+        cov_99: covariance of the pose's right perturbation and of the model; None before there is a pose.
         T_start_base: dead reckoning since the start: the odometry with its faults bridged. It never jumps.
         metres2, radians2: its accumulated variances.
         sample: the last odometry sample up to here.
@@ -69,7 +83,8 @@ class Moment:
 
     stamp_ns: int
     T_map_base: Array | None = None
-    cov_66: Array | None = None
+    model_3: Array = field(default_factory=lambda: UNCALIBRATED)
+    cov_99: Array | None = None
     T_start_base: Array = field(default_factory=lambda: np.eye(4))
     metres2: float = 0.0
     radians2: float = 0.0
@@ -101,7 +116,12 @@ class Replay:
 
     def __init__(self, config: FilterConfig) -> None:
         self.config = config
-        self.gate = float(chi2.ppf(config.gate_probability, DOF))
+        self.dof = len(PLANE) if config.planar else DOF
+        self.gate = float(chi2.ppf(config.gate_probability, self.dof))
+        self.pull_gate = float(chi2.ppf(PULL_PROBABILITY, self.dof))
+        self.candidate_gate = float(chi2.ppf(config.gate_probability, DOF))
+        self._prior = prior_variances(config)
+        self._walk = self._prior * config.odometry_model_walk**2
 
     # -------------------------------------------------------------------------------------------------------- odometry
 
@@ -115,16 +135,22 @@ class Replay:
                 verdict = moment.verdict
             else:
                 still_s = (segment.begin.stamp_ns - moment.still_ns) / NANOSECONDS
-                verdict = judge(segment, moment.motion, still_s, config)
+                by_twist = moment.verdict is OdometryVerdict.TWIST_ONLY
+                verdict = judge(segment, moment.motion, still_s, config, by_twist)
         step, blind_s = self._step(moment, stamp_ns, segment, verdict)
-        T, P = moment.T_map_base, moment.cov_66
+        T, P = moment.T_map_base, moment.cov_99
         if T is not None and P is not None:
+            way = flattened(step.T, 0.0) if self.config.planar else step.T
+            X, F = corrected(way, step.metres, moment.model_3)
             m2, r2 = step.metres2, step.radians2
-            T = T @ step.T
-            P = predict_covariance(P, step.F_66, np.array((m2, m2, m2, r2, r2, r2)))
+            a, b, c = (self._walk * step.metres).tolist()
+            noise = (m2, m2, 0.0, 0.0, 0.0, r2, a, b, c) if self.config.planar else (m2, m2, m2, r2, r2, r2, a, b, c)
+            T = T @ X
+            P = predict_covariance(P, F, np.array(noise))
         return Moment(
             stamp_ns,
             T,
+            moment.model_3,
             P,
             moment.T_start_base @ step.T,
             moment.metres2 + step.metres2,
@@ -144,6 +170,8 @@ class Replay:
     ) -> tuple[Step, float]:
         if segment is not None and verdict is OdometryVerdict.USED:
             return segment.part(moment.stamp_ns, stamp_ns), 0.0
+        if segment is not None and verdict is OdometryVerdict.TWIST_ONLY:
+            return segment.by_twist(moment.stamp_ns, stamp_ns, self.config), 0.0
         if segment is not None and verdict is OdometryVerdict.GAP:
             step = segment.part(moment.stamp_ns, stamp_ns)
         else:
@@ -163,6 +191,9 @@ class Replay:
             after.still_ns = sample.stamp_ns
         elif after.verdict is OdometryVerdict.GAP:  # a mean over a long time says little of the velocity now
             after.motion, after.still_ns = None, sample.stamp_ns
+        elif after.verdict is OdometryVerdict.TWIST_ONLY:
+            # what the pose catches up with when it comes alive has been driven already: it will be a jump
+            after.motion, after.still_ns = segment.motion_by_twist(), sample.stamp_ns
         elif after.verdict is OdometryVerdict.USED:
             still_s = (segment.begin.stamp_ns - moment.still_ns) / NANOSECONDS
             if not segment.repeated:
@@ -177,25 +208,96 @@ class Replay:
     def measure(self, moment: Moment, z: PoseMeasurement, key: Key) -> Outcome:
         """A measurement at the moment's stamp."""
         R = z.cov_66 * self.config.measurement_inflation
-        if moment.T_map_base is None or moment.cov_66 is None:
+        if moment.T_map_base is None or moment.cov_99 is None:
             return self._start(moment, z, R, key)
+        planar = self.config.planar
+        Z = flattened(z.T_map_base, self.config.planar_height_m) if planar else z.T_map_base
         try:
-            innovation = innovate(moment.T_map_base, moment.cov_66, z.T_map_base, R)
-            if innovation.nis > self.gate:
-                return self._gated(moment, z, R, key, innovation.nis)
-            weight = student_weight(innovation.nis, self.config.student_t_dof)
-            factor = self._correlation(moment, z) / weight
-            T, P = update(moment.T_map_base, moment.cov_66, z.T_map_base, R * factor, innovation)
+            innovation = innovate(moment.T_map_base, moment.cov_99, Z, R, planar)
+            moment, widened, level = self._watch(moment, z, R, innovation)
+            assert moment.T_map_base is not None
+            assert moment.cov_99 is not None
+            if widened:
+                innovation = innovate(moment.T_map_base, moment.cov_99, Z, R, planar)
+            nis = innovation.nis
+            if nis > self.gate:
+                return self._gated(moment, z, R, key, nis)
+            factor = self._correlation(moment, z) / self._weight(max(nis, level * self.dof))
+            T, P, shift = update(moment.T_map_base, moment.cov_99, Z, R * factor, innovation, planar)
         except np.linalg.LinAlgError:
             return moment, MeasurementResult(Verdict.NOT_FINITE, "covariance is numerically singular"), ()
-        if not (np.isfinite(T).all() and np.isfinite(P).all() and P.diagonal().min() > 0.0):
+        if not (np.isfinite(T).all() and np.isfinite(P).all() and P.diagonal()[:6].min() > 0.0):
             return moment, MeasurementResult(Verdict.NOT_FINITE, "the update would not be finite"), ()
         after = self._corrected(moment, T, P, z.source)
-        return after, MeasurementResult(Verdict.FUSED, "", innovation.nis, DOF), ()
+        after.model_3 = moment.model_3 + shift
+        reason = "the state was widened: the measurements have pulled one way" if widened else ""
+        return after, MeasurementResult(Verdict.FUSED, reason, nis, self.dof), ()
+
+    def _weight(self, nis: float) -> float:
+        config = self.config
+        return robust_weight(nis, config.student_t_dof, self.dof, config.robust_power, config.max_robust_weight)
+
+    def _watch(
+        self, moment: Moment, z: PoseMeasurement, R: Array, innovation: Innovation
+    ) -> tuple[Moment, bool, float]:
+        """Notes how a measurement fits; widens the state where the source's have long pulled one way.
+
+        Returns:
+            The moment with the source's trend, whether its state was widened, and the source's noise level.
+        """
+        config = self.config
+        T, P = moment.T_map_base, moment.cov_99
+        assert T is not None
+        assert P is not None
+        before = next((trend for source, trend in moment.memory.trends if source == z.source), None)
+        elapsed_s = (moment.stamp_ns - before.stamp_ns) / NANOSECONDS if before else SILENCE_S
+        level = before.level if before else 1.0
+        if innovation.nis <= self.gate:
+            level = noise_level(level, elapsed_s, innovation.nis / self.dof, config.noise_level_s)
+        after, widened, pull, filled = self.copy(moment), False, np.zeros(6), 0.0
+        window_s = config.divergence_window_s
+        if window_s > 0.0:
+            turn = np.zeros((6, 6))
+            turn[:3, :3] = turn[3:, 3:] = T[:3, :3]
+            residual = np.zeros(6)
+            residual[list(PLANE) if config.planar else slice(None)] = innovation.residual_m
+            pull, filled = pulled(before, moment.stamp_ns, turn @ residual, turn @ R @ turn.T, elapsed_s, window_s)
+            mean = (turn.T @ pull / filled)[list(PLANE) if config.planar else slice(None)]
+            share = variance_of_mean(elapsed_s, config.measurement_correlation_s, window_s)
+            H = innovation.H_m6
+            S = H @ P[:6, :6] @ H.T + compared(R, config.planar) * share
+            if filled > ENOUGH and float(mean @ np.linalg.solve(S, mean)) > self.pull_gate:
+                after.cov_99, widened = self._widened(P, turn.T @ pull / filled), True
+                pull, filled = np.zeros(6), 0.0
+        others = [item for item in moment.memory.trends if item[0] != z.source][-15:]
+        trends = (*others, (z.source, Trend(moment.stamp_ns, level, pull, filled)))
+        after.memory = replace(moment.memory, trends=trends)
+        return after, widened, level
+
+    def _widened(self, P: Array, pull_6: Array) -> Array:
+        """The covariance with the unexplained pull as further uncertainty, and nothing known of the odometry."""
+        wide = np.zeros_like(P)
+        wide[:6, :6] = P[:6, :6] + np.outer(pull_6, pull_6)
+        wide[6:, 6:] = np.diag(np.maximum(self._prior, P.diagonal()[6:]))
+        return wide
 
     def set_pose(self, moment: Moment, pose: InitialPose) -> Moment:
-        """A pose given by hand replaces the state."""
-        return self._corrected(moment, pose.T_map_base, pose.cov_66, None)
+        """A pose given by hand replaces the state; what is known of the odometry stays."""
+        return self._placed(moment, pose.T_map_base, pose.cov_66, None)
+
+    def _placed(self, moment: Moment, T: Array, P_66: Array, source: str | None) -> Moment:
+        """The moment with another pose that has nothing to do with the one before."""
+        P = np.zeros((STATES, STATES))
+        P[:6, :6] = P_66
+        P[6:, 6:] = np.diag(self._prior) if moment.cov_99 is None else moment.cov_99[6:, 6:]
+        if self.config.planar:
+            T = flattened(T, self.config.planar_height_m)
+            P[2:5], P[:, 2:5] = 0.0, 0.0
+            P[range(2, 5), range(2, 5)] = IN_PLANE_VARIANCE
+        after = self._corrected(moment, T, P, source)
+        pulls_forgotten = tuple((s, replace(t, pull_6=np.zeros(6), filled=0.0)) for s, t in moment.memory.trends)
+        after.memory = replace(after.memory, trends=pulls_forgotten)
+        return after
 
     def _correlation(self, moment: Moment, z: PoseMeasurement) -> float:
         for source, stamp_ns in moment.memory.by_source:
@@ -209,8 +311,8 @@ class Replay:
         by_source = moment.memory.by_source
         if source is not None:
             by_source = (*[item for item in by_source if item[0] != source][-15:], (source, moment.stamp_ns))
-        after.T_map_base, after.cov_66 = T, P
-        after.memory = Memory(moment.stamp_ns, by_source, ())
+        after.T_map_base, after.cov_99 = T, P
+        after.memory = Memory(moment.stamp_ns, by_source, (), moment.memory.trends)
         after.T_start_base = tidy(moment.T_start_base)
         return after
 
@@ -230,7 +332,7 @@ class Replay:
         """Too far from the state. When enough of such agree among themselves, it is the state that is wrong."""
         config, memory = self.config, moment.memory
         result = MeasurementResult(
-            Verdict.GATED, f"squared Mahalanobis distance {nis:.1f} is above {self.gate:.1f}", nis, DOF
+            Verdict.GATED, f"squared Mahalanobis distance {nis:.1f} is above {self.gate:.1f}", nis, self.dof
         )
         spacing_ns = round(config.relocalize_span_s * NANOSECONDS) // config.relocalize_after
         if memory.candidates and moment.stamp_ns - memory.candidates[-1].stamp_ns < spacing_ns:
@@ -243,12 +345,12 @@ class Replay:
             reason = f"re-localized: {len(chosen)} refused measurements agree over {span_ns / NANOSECONDS:.2f} s"
             return self._adopt(moment, z, chosen, reason, nis)
         after = self.copy(moment)
-        after.memory = Memory(memory.fused_ns, memory.by_source, candidates)
+        after.memory = replace(memory, candidates=candidates)
         return after, result, ()
 
     def _join(self, moment: Moment, z: PoseMeasurement, R: Array, key: Key, limit: int) -> tuple[Candidate, ...]:
         new = Candidate(moment.stamp_ns, key, z.T_map_base, R, moment.T_start_base, moment.metres2, moment.radians2)
-        return relocalization.join(moment.memory.candidates, new, self.gate, limit)
+        return relocalization.join(moment.memory.candidates, new, self.candidate_gate, limit)
 
     def _adopt(
         self, moment: Moment, z: PoseMeasurement, chosen: tuple[Candidate, ...], reason: str, nis: float | None
@@ -259,8 +361,8 @@ class Replay:
             T = P = np.full((6, 6), np.nan)
         if not (np.isfinite(T).all() and np.isfinite(P).all() and P.diagonal().min() > 0.0):
             return moment, MeasurementResult(Verdict.NOT_FINITE, "covariances are numerically singular"), ()
-        after = self._corrected(moment, tidy(T), P, z.source)
-        return after, MeasurementResult(Verdict.FUSED, reason, nis, DOF), tuple(c.key for c in chosen[:-1])
+        after = self._placed(moment, tidy(T), P, z.source)
+        return after, MeasurementResult(Verdict.FUSED, reason, nis, self.dof), tuple(c.key for c in chosen[:-1])
 
     @staticmethod
     def copy(moment: Moment) -> Moment:
@@ -268,7 +370,8 @@ class Replay:
         return Moment(
             moment.stamp_ns,
             moment.T_map_base,
-            moment.cov_66,
+            moment.model_3,
+            moment.cov_99,
             moment.T_start_base,
             moment.metres2,
             moment.radians2,

@@ -1,0 +1,83 @@
+"""Whether a source's measurements still fit the filter: how bad they are of late, and whether they all point elsewhere.
+
+Two running means over a source's innovations. The *noise level* is that of their squared Mahalanobis distance: a
+network that is bad in one street is bad for seconds, and a single good-looking answer there is luck. (Estimating the
+noise from innovations: R. K. Mehra, "Approaches to adaptive filtering", IEEE TAC 17(5), 1972.) The *pull* is that of
+the innovations themselves, clipped so that no single one decides: as long as the filter is right it stays within what
+its covariance and the correlated noise allow; when it leaves that, the odometry has led the filter away unseen, and
+the covariance has to grow as in fading filters (D. H. Zhou, P. M. Frank, "Strong tracking filtering of nonlinear
+time-varying stochastic systems with coloured noise", Int. J. Control 65(2), 1996).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+CLIPPED_AT = 6.0
+"""Standard deviations of a measurement's own noise: what a farther one counts."""
+SILENCE_S = 60.0
+"""A longer silence says no more about the noise level than this one."""
+ENOUGH = 0.4
+"""So much of the window must be filled before the pull is judged."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trend:
+    """What a source's recent innovations say; immutable.
+
+    Attributes:
+        stamp_ns: of its last measurement that was compared with the filter.
+        level: running mean of the squared distance per degree of freedom, 1 where the covariances are true.
+        pull: running sum of the clipped innovations, in the axes of the map, translation then rotation.
+        filled: the sum's weight, 0 to 1.
+    """
+
+    stamp_ns: int
+    level: float
+    pull_6: Array
+    filled: float
+
+
+def noise_level(level: float, elapsed_s: float, nis_per_dof: float, memory_s: float) -> float:
+    """The running mean of the squared distance after one more; `memory_s` is the time constant."""
+    if memory_s <= 0.0:
+        return nis_per_dof
+    keep = math.exp(-min(elapsed_s, SILENCE_S) / memory_s)
+    return keep * level + (1.0 - keep) * nis_per_dof
+
+
+def pulled(
+    trend: Trend | None, stamp_ns: int, residual_6: Array, R_66: Array, elapsed_s: float, window_s: float
+) -> tuple[Array, float]:
+    """The running sum of innovations after one more, and its weight.
+
+    Args:
+        trend: what was known before.
+        stamp_ns: of the measurement.
+        residual_6: its innovation in the axes of the map.
+        R_66: its own covariance in these axes.
+        elapsed_s: since the last measurement of the source; beyond a sixth of the window it counts no more.
+        window_s: the running mean's time constant.
+    """
+    own = math.sqrt(float(residual_6 @ np.linalg.solve(R_66, residual_6)))
+    gain = 1.0 - math.exp(-min(elapsed_s / window_s, 1.0 / 6.0))
+    clipped = residual_6 * (gain * min(1.0, CLIPPED_AT / own) if own > 0.0 else gain)
+    if trend is None:
+        return clipped, gain
+    return (1.0 - gain) * trend.pull_6 + clipped, (1.0 - gain) * trend.filled + gain
+
+
+def variance_of_mean(elapsed_s: float, correlation_s: float, window_s: float) -> float:
+    """Variance of the running mean of innovations whose own is 1.
+
+    `tau / (tau + W)` for a first-order autoregressive error of correlation time `tau` seen without interruption through
+    an exponential window of time constant `W`; `g / (2 - g)` for white errors with the gain `g`. The larger one.
+    """
+    gain = 1.0 - math.exp(-min(elapsed_s / window_s, 1.0 / 6.0))
+    return max(correlation_s / (correlation_s + window_s), gain / (2.0 - gain))
