@@ -47,7 +47,8 @@ class FrameQueue:
         return len(self._jobs)
 
     def clear(self) -> None:
-        """Forgets what waits."""
+        """Forgets what waits: frames of a past that counts no more have gone stale."""
+        self.stale += len(self._jobs)
         self._jobs.clear()
         self._arrivals.clear()
 

@@ -169,7 +169,11 @@ def variances_of_way(metres: float, radians: float, seconds: float, config: Filt
 
 
 def judge(
-    segment: Segment, motion: Motion | None, still_s: float, config: FilterConfig, by_twist: bool = False
+    segment: Segment,
+    motion: Motion | None,
+    still_s: float,
+    config: FilterConfig,
+    before: OdometryVerdict = OdometryVerdict.USED,
 ) -> OdometryVerdict:
     """Whether an increment can be believed.
 
@@ -178,10 +182,14 @@ def judge(
         motion: the last believed motion before it, None where there is none.
         still_s: for how long the same pose has been repeated since then; a slow source then moves in steps.
         config: the limits.
-        by_twist: the segment before told its way by the twist alone.
+        before: the verdict on the segment before.
     """
-    if segment.repeated and segment.twist_moves and (by_twist or still_s > config.max_odometry_gap_s):
-        return OdometryVerdict.TWIST_ONLY
+    if segment.repeated:
+        known = before is OdometryVerdict.TWIST_ONLY or still_s > config.max_odometry_gap_s
+        if known and segment.twist_moves:
+            return OdometryVerdict.TWIST_ONLY
+    elif before in (OdometryVerdict.FROZEN, OdometryVerdict.TWIST_ONLY):
+        return OdometryVerdict.JUMP  # what it catches up with has been bridged already
     dt, tolerance = segment.dt_s, config.jump_tolerance_m
     if (
         segment.metres > config.max_speed_m_per_s * (dt + still_s) + tolerance

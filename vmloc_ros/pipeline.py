@@ -162,15 +162,16 @@ class Pipeline:
         verdict = self._fusion.add_odometry(sample)
         outputs = Outputs(bridged=verdict not in BELIEVED)
         if verdict is OdometryVerdict.CLOCK_RESET:
-            outputs.resets.append("the odometry's clock went backwards")
-            self._source.odometry.clear()
-            self._monitor.clear()
+            self._source.clear()
+            self._source.clock.observe(sample.stamp_ns)
+            outputs.extend(self._forget_the_past(self._fusion.reset_reason))
         elif verdict is OdometryVerdict.JUMP:
             self._source.odometry.clear()  # poses on the two sides of a jump say nothing of the motion between them
-        if verdict in (*BELIEVED, OdometryVerdict.JUMP, OdometryVerdict.CLOCK_RESET):
+        if verdict not in NOT_TAKEN:
             self._source.odometry.insert(sample.stamp_ns, sample.T_odom_base)
+        if verdict is OdometryVerdict.USED:
             self.problems.pop("odometry", None)
-        if verdict is not OdometryVerdict.USED:
+        else:
             self.problems["odometry"] = f"odometry {verdict.value} at {sample.stamp_ns / NANOSECONDS:.3f} s"
         if verdict not in NOT_TAKEN:
             outputs.states += self._live_state(sample, verdict)
@@ -212,13 +213,13 @@ class Pipeline:
                 self._assembler.clear()  # here, not where the reset happens: the assembler is the worker's own
                 self._forget = False
             parts = self._source.gather(key)
-            prior = self._fusion.state_at(key.stamp_ns)
+            prior, epoch = self._fusion.state_at(key.stamp_ns), self._fusion.epoch
         try:
-            return self._infer_and_fuse(parts, prior, job.arrived_s)
+            return self._infer_and_fuse(parts, prior, job.arrived_s, epoch)
         finally:
             self._busy = False
 
-    def _infer_and_fuse(self, parts: FrameParts, prior: FusedState | None, arrived_s: float) -> Outputs:
+    def _infer_and_fuse(self, parts: FrameParts, prior: FusedState | None, arrived_s: float, epoch: int) -> Outputs:
         frame = self._assembler.build(parts)
         answer = self._estimate(frame, prior)
         estimate = answer if isinstance(answer, PoseEstimate) else None
@@ -232,6 +233,8 @@ class Pipeline:
             self.problems["transforms"] = str(error)
         with self._lock:
             self._counts["frames.inferred"] += 1
+            if epoch != self._fusion.epoch:  # a bag has looped meanwhile: the answer belongs to another time
+                measurement, no_pose = None, "the filter has started over while the network worked"
             if measurement is None:
                 self._counts["frames.no_pose"] += 1
                 result = MeasurementResult(Verdict.NO_POSE, no_pose)
@@ -289,6 +292,10 @@ class Pipeline:
 
     def _start_over(self, reason: str) -> Outputs:
         self._fusion.reset(reason)
+        return self._forget_the_past(reason)
+
+    def _forget_the_past(self, reason: str) -> Outputs:
+        """Everything beside the filter that must not outlive a reset."""
         self._localizer.reset()
         self._source.odometry.clear()
         self._queue.clear()
@@ -346,6 +353,6 @@ class Pipeline:
             return self._assembler.problems | self.problems | lost | self._keeper.problems()
 
     def difference(self) -> Difference | None:
-        """How far the filter's motion is from dead reckoning's over the monitor's window; None while there is none."""
+        """How far the filter's motion is from dead reckoning's over the monitor's window; None while lost."""
         with self._lock:
-            return self._monitor.difference
+            return None if self._diary.lost else self._monitor.difference

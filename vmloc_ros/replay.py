@@ -135,8 +135,7 @@ class Replay:
                 verdict = moment.verdict
             else:
                 still_s = (segment.begin.stamp_ns - moment.still_ns) / NANOSECONDS
-                by_twist = moment.verdict is OdometryVerdict.TWIST_ONLY
-                verdict = judge(segment, moment.motion, still_s, config, by_twist)
+                verdict = judge(segment, moment.motion, still_s, config, moment.verdict)
         step, blind_s = self._step(moment, stamp_ns, segment, verdict)
         T, P = moment.T_map_base, moment.cov_99
         if T is not None and P is not None:
@@ -178,6 +177,9 @@ class Replay:
             motion = None if verdict is OdometryVerdict.FROZEN else moment.motion
             step = coasting(motion, moment.stamp_ns, stamp_ns, self.config)
         blind_s = moment.blind_s + (stamp_ns - moment.stamp_ns) / NANOSECONDS
+        if segment is not None and verdict is OdometryVerdict.FROZEN and moment.blind_s == 0.0:
+            # it was frozen before that showed: the standstill that has been believed is made good for here
+            blind_s += (segment.begin.stamp_ns - moment.still_ns) / NANOSECONDS
         return widened(step, moment.blind_s, blind_s, self.config), blind_s
 
     def odometry(self, moment: Moment, sample: OdometrySample, segment: Segment | None) -> Moment:
