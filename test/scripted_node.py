@@ -1,19 +1,20 @@
 """The real node with a scripted network in place of a trained one: `scripted_node.py PARAMETERS [ROS arguments]`.
 
 The model's path says how the network behaves: `scripted`; `slow` (takes 0.3 s per frame); `failing` (raises once);
-`missing` (cannot be loaded); `FOLDER/faulty` (goes wrong as `FOLDER` says, see `faulty_world`).
+`missing` (cannot be loaded); `silent` (never has an answer); `silent_other` (the same, of another training);
+`FOLDER/faulty` (goes wrong as `FOLDER` says, see `faulty_world`).
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from faulty_world import FaultyLocalizer
-from worlds import ScriptedLocalizer
+from worlds import ScriptedCard, ScriptedLocalizer
 
 from vmloc_ros.config import ModelConfig
 from vmloc_ros.errors import CheckpointError, VmlocError
@@ -40,10 +41,27 @@ class FailingLocalizer(ScriptedLocalizer):
         return super().localize(frame, prior)
 
 
+@dataclass
+class SilentLocalizer(ScriptedLocalizer):
+    def localize(self, frame: Frame, prior: FusedState | None = None) -> PoseEstimate | NoPose:
+        return NoPose(frame.stamp_ns, "silent, as the test wants it")
+
+
+@dataclass
+class OtherSilentLocalizer(SilentLocalizer):
+    card: ScriptedCard = field(default_factory=lambda: ScriptedCard(sha256="a7" * 32))
+
+
 def load(path: Path, config: ModelConfig) -> Localizer:
     if path.name == "faulty":
         return FaultyLocalizer(folder=path.parent)  # type: ignore[return-value]
-    kinds = {"scripted": ScriptedLocalizer, "slow": SlowLocalizer, "failing": FailingLocalizer}
+    kinds = {
+        "scripted": ScriptedLocalizer,
+        "slow": SlowLocalizer,
+        "failing": FailingLocalizer,
+        "silent": SilentLocalizer,
+        "silent_other": OtherSilentLocalizer,
+    }
     if path.name not in kinds:
         raise CheckpointError(f"{path}/model.safetensors: is missing")
     fallback = "cuda:0 was asked for, but there is none: running on the CPU" if config.device == "cuda:0" else ""

@@ -9,7 +9,8 @@ from enum import IntEnum
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
-from vmloc_ros.config import LocalizerConfig
+from vmloc_ros.config import LocalizerConfig, MonitorConfig
+from vmloc_ros.monitor import Difference
 from vmloc_ros.ros.conversions import header
 from vmloc_ros.ros.flow import FlowReport
 from vmloc_ros.types import EventKind, Mode, Status
@@ -65,6 +66,7 @@ class Snapshot:
         flows: per input; empty while the node is not active.
         topics: resolved names of the inputs.
         publishers: how many publishers the inputs' topics have.
+        difference: of the filter's motion from dead reckoning's, over the monitor's window.
         network: device and the like, in words; `fallback` is why the CPU is used although it was not asked for.
         transforms: how far what goes to /tf is from the filter's, where corrections are limited.
     """
@@ -77,6 +79,7 @@ class Snapshot:
     counters: Mapping[str, int] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=dict)
     last_status: Status | None = None
+    difference: Difference | None = None
     network: Mapping[str, str] = field(default_factory=dict)
     fallback: str | None = None
     latencies_ms: Sequence[float] = ()
@@ -104,6 +107,8 @@ class Diagnostics:
                 _odometry(snapshot, recent),
                 _network(snapshot, recent),
                 _filter(snapshot, recent),
+                _monitor(snapshot, config.monitor),
+                _saved_pose(snapshot, config, recent),
                 _transforms(snapshot, recent),
             ]
         else:
@@ -243,12 +248,52 @@ def _filter(snapshot: Snapshot, recent: Mapping[str, int]) -> Part:
         if name.startswith(("verdict.", "withheld.", "resets", "initialpose")):
             part.values[name] = str(count)
     if mode is Mode.LOST:
-        part.raise_to(*((Level.ERROR, "lost") if status is not None else (Level.WARN, "not initialised yet")))
+        why = snapshot.problems.get("lost", "no pose")
+        part.raise_to(*((Level.ERROR, f"lost: {why}") if status is not None else (Level.WARN, "not initialised yet")))
     elif mode is Mode.DEAD_RECKONING:
         part.raise_to(Level.WARN, "dead reckoning: no measurement has been fused lately")
     _rejections(part, snapshot, recent, ("stamp_", "initialpose"))
     if recent.get("verdict.gated", 0) > recent.get("verdict.fused", 0):
         part.raise_to(Level.WARN, "more measurements are gated than fused")
+    return part
+
+
+def _monitor(snapshot: Snapshot, config: MonitorConfig) -> Part:
+    part = Part("monitor", values={"exceeded": str(snapshot.counters.get("monitor.exceeded", 0))})
+    seen = snapshot.difference
+    if seen is None:
+        part.message = "nothing to compare yet: it needs a pose and odometry"
+        return part
+    part.values |= {
+        "difference_m": f"{seen.metres:.2f}",
+        "difference_rad": f"{seen.radians:.3f}",
+        "window_s": f"{seen.span_s:.2f}",
+    }
+    if seen.metres > config.max_difference_m or seen.radians > config.max_difference_rad:
+        part.raise_to(
+            Level.WARN,
+            f"in {seen.span_s:.1f} s the pose moved {seen.metres:.1f} m and {seen.radians:.2f} rad otherwise than the "
+            f"odometry ({config.max_difference_m:g} m and {config.max_difference_rad:g} rad are allowed): measurements "
+            "or the odometry are wrong, or it has just been found",
+        )
+    return part
+
+
+def _saved_pose(snapshot: Snapshot, config: LocalizerConfig, recent: Mapping[str, int]) -> Part:
+    part = Part("saved pose")
+    if not config.saved_pose.path:
+        part.message = "not used (saved_pose.path is empty)"
+        return part
+    part.values["path"] = config.saved_pose.path
+    for name, count in snapshot.counters.items():
+        if name.startswith("saved_pose."):
+            part.values[name.removeprefix("saved_pose.")] = str(count)
+    for kind, word in (("refused", "refusal"), ("failed", "failure")):
+        text = snapshot.problems.get(f"saved_pose_{kind}", "")
+        if text:
+            part.values[word] = text
+        if recent.get(f"saved_pose.{kind}", 0) > 0:
+            part.raise_to(Level.WARN, text or f"{recent[f'saved_pose.{kind}']} x {kind}")
     return part
 
 

@@ -198,7 +198,9 @@ class LocalizerNode(LifecycleNode):
         self._inputs.destroy()
         self._inputs = None
         self._worker.stop()
-        self._outputs.publish(self._pipeline.finish())
+        outputs = self._pipeline.finish()
+        self._report(outputs)
+        self._outputs.publish(outputs)
         self._outputs.publish_path()
         self._outputs.flush(FLUSH_S)
         counters = {name: count for name, count in self._pipeline.counters().items() if count}
@@ -224,7 +226,7 @@ class LocalizerNode(LifecycleNode):
         if event.kind is EventKind.IMAGE and not publishers.camera_frame:
             publishers.camera_frame = event.payload.frame_id
         outputs = pipeline.add(event)
-        self._report_resets(outputs)
+        self._report(outputs)
         publishers.publish(outputs, self._broadcast(event))
         worker.wake()
 
@@ -243,7 +245,9 @@ class LocalizerNode(LifecycleNode):
     def _on_tick(self) -> None:
         if self._pipeline is None or self._outputs is None or self._worker is None:
             return
-        self._outputs.publish(self._pipeline.tick())
+        outputs = self._pipeline.tick()
+        self._report(outputs)
+        self._outputs.publish(outputs)
         self._worker.wake()
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -251,14 +255,19 @@ class LocalizerNode(LifecycleNode):
             response.success, response.message = False, f"the node is {self.state}: there is nothing to reset"
             return response
         outputs = self._pipeline.reset("asked for by the reset service")
-        self._report_resets(outputs)
+        self._report(outputs)
         self._outputs.publish(outputs)
         response.success, response.message = True, "forgot pose and history; waiting for measurements"
         return response
 
-    def _report_resets(self, outputs: Outputs) -> None:
+    def _report(self, outputs: Outputs) -> None:
         for reason in outputs.resets:
             self.get_logger().warning(f"reset: {reason}")
+        for note in outputs.notes:
+            if note.warning:  # two lines of code: rclpy refuses a severity that changes at one place
+                self.get_logger().warning(note.text)
+            else:
+                self.get_logger().info(note.text)
 
     def _warn(self, key: str, text: str) -> None:
         """Logs, but the same thing at most every few seconds."""
@@ -287,6 +296,7 @@ class LocalizerNode(LifecycleNode):
             publishers={kind: self.count_publishers(topic) for kind, topic in inputs.topics.items()},
             counters=pipeline.counters(),
             problems=problems,
+            difference=pipeline.difference(),
             last_status=publishers.last_status,
             network={"device": self._localizer.device, "model": self._config.model.path if self._config else ""},
             fallback=self._localizer.fallback or None,
