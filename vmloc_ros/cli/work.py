@@ -1,4 +1,4 @@
-"""Commands that localize and that show what came of it: demo, localize, fuse, plot, bench, doctor, params."""
+"""Commands that localize and show what came of it: demo, localize, fuse, error-model, plot, bench, doctor, params."""
 
 from __future__ import annotations
 
@@ -82,6 +82,34 @@ def fuse(
             words.append(f"mean error {position['mean']:.2f} m {rotation['mean']:.2f} deg, max {position['max']:.2f} m")
         print(f"{name}: {', '.join(words)}")
     print(f"wrote {out}")
+
+
+def error_model(
+    estimates: Annotated[
+        list[Path], typer.Argument(help="TUM files with 6 more columns of deviations, or folders of runs.")
+    ],
+    truth: Annotated[
+        list[Path] | None, typer.Option(help="TUM file; once for each file of estimates. Folders have their own.")
+    ] = None,
+    gap_s: Annotated[float, typer.Option(help="Errors further apart are not taken for correlated.")] = 5.0,
+    sigma_m: Annotated[float | None, typer.Option(help="Position deviation, in place of the files' own.")] = None,
+    sigma_deg: Annotated[float | None, typer.Option(help="Rotation deviation, in place of the files' own.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Parameter file to write.")] = None,
+    config: Config = None,
+    json: Json = None,
+) -> None:
+    """Estimate how heavy-tailed and how lasting a network's errors are: three parameters of the filter.
+
+    Example: vmloc error-model poses.tum --truth truth.tum --out filter.yaml
+    """
+    from vmloc_ros.commands.error_model import run_error_model
+    from vmloc_ros.config import load_config
+
+    settings = load_config(config).filter if config is not None else None
+    run_error_model(estimates, truth or (), gap_s, sigma_m, sigma_deg, out, json, settings)
+    for path in (out, json):
+        if path is not None:
+            print(f"wrote {path}")
 
 
 def plot(
