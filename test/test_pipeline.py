@@ -376,3 +376,37 @@ def test_another_window_of_the_lidar_than_the_training_is_said() -> None:
     (said,) = sensor_mismatches(config, config.input, trained)
     assert said.startswith("projection.window_s is 0.15, but the model was trained with 0.45")
     assert not sensor_mismatches(config.model_copy(update={"projection": trained}), config.input, trained)
+
+
+def test_odometry_that_comes_twice_gives_one_pose() -> None:
+    events = [e for event in drive(4.0) for e in ([event] * (2 if event.kind is EventKind.ODOMETRY else 1))]
+    pipeline, outputs = run(events)
+    stamps = [s.stamp_ns for s in outputs.states]
+    assert len(stamps) == len(set(stamps)) > 60
+    assert pipeline.counters()["odometry.duplicate"] == 80
+
+
+def test_the_monitor_shows_a_correction_and_not_a_jump_of_the_odometry() -> None:
+    pipeline = Pipeline(CONFIG, ScriptedLocalizer(sigma_m=0.01, sigma_rad=0.001))
+    jump, seen = exp_se3([30, 0, 0, 0, 0, 1]), []
+    corrected_ns = START_NS + 10 * SECOND
+    for event in drive(10.5, drift=0.0):
+        if event.stamp_ns == corrected_ns and event.kind is EventKind.ODOMETRY:
+            before = pipeline.difference()
+            moved = true_pose(corrected_ns)
+            moved[:2, 3] += 3.0, 4.0
+            by_hand = InitialPose(corrected_ns - 1, "map", moved, 0.01 * np.eye(6))
+            pipeline.add(Event(EventKind.INITIAL_POSE, by_hand.stamp_ns, by_hand))
+        if event.kind is EventKind.ODOMETRY and event.stamp_ns >= START_NS + 5 * SECOND:
+            jumped = dataclasses.replace(event.payload, T_odom_base=jump @ event.payload.T_odom_base)
+            event = dataclasses.replace(event, payload=jumped)
+        pipeline.add(event)
+        pipeline.drain()
+        if (difference := pipeline.difference()) is not None:
+            seen.append((event.stamp_ns, difference))
+    assert pipeline.counters()["odometry.jump"] == 1
+    assert before is not None
+    assert before.span_s == pytest.approx(CONFIG.monitor.window_s, abs=0.1)
+    assert max(d.metres for stamp_ns, d in seen if stamp_ns < corrected_ns) < 1.0
+    assert max(d.metres for _, d in seen) == pytest.approx(5.0, abs=1.0)
+    assert pipeline.counters()["monitor.exceeded"] == 1
