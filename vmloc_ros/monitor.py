@@ -9,6 +9,7 @@ unnoticed, shows here first (Autoware's `pose_instability_detector` compares the
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmloc_ros.config import MonitorConfig
-from vmloc_ros.geometry import inverse, rotation_angle
+from vmloc_ros.geometry import inverse
 from vmloc_ros.trajectory import NANOSECONDS
 
 Array = NDArray[np.float64]
@@ -46,9 +47,9 @@ class Monitor:
     def __init__(self, config: MonitorConfig) -> None:
         self._config = config
         self._window_ns = round(config.window_s * NANOSECONDS)
-        self._poses: deque[tuple[int, Array]] = deque()  # T_map_odom, without the odometry's jumps
+        self._poses: deque[tuple[int, Array]] = deque()  # T_odom_map, without the odometry's jumps
         self._last: tuple[int, Array, Array] | None = None
-        self._T_fix = np.eye(4)
+        self._T_fix: Array | None = None
         self._excluded = False
         self.difference: Difference | None = None
         self.exceeded = False
@@ -58,7 +59,7 @@ class Monitor:
         """Forgets the poses: the data's clock or the filter has started over. The count stays."""
         self._poses.clear()
         self._last = self.difference = None
-        self._T_fix = np.eye(4)
+        self._T_fix = None
         self._excluded = self.exceeded = False
 
     def exclude(self) -> None:
@@ -79,26 +80,28 @@ class Monitor:
             T_moved = inverse(last[1]) @ T_map_base
             self._T_fix = last[2] @ T_moved @ inverse(T_odom_base)
         self._excluded = False
-        T_odom_base = self._T_fix @ T_odom_base
-        T_map_odom = T_map_base @ inverse(T_odom_base)
+        if self._T_fix is not None:
+            T_odom_base = self._T_fix @ T_odom_base
         self._last = (stamp_ns, T_map_base, T_odom_base)
-        self._keep(stamp_ns, T_map_odom)
-        self._compare(stamp_ns, T_map_odom, T_odom_base)
+        self._keep(stamp_ns, T_map_base, T_odom_base)
+        self._compare(stamp_ns, T_map_base, T_odom_base)
 
-    def _keep(self, stamp_ns: int, T_map_odom: Array) -> None:
+    def _keep(self, stamp_ns: int, T_map_base: Array, T_odom_base: Array) -> None:
         poses = self._poses
         while poses and poses[0][0] < stamp_ns - self._window_ns:
             poses.popleft()
         if not poses or stamp_ns - poses[-1][0] >= self._window_ns / KEPT:
-            poses.append((stamp_ns, T_map_odom))
+            poses.append((stamp_ns, T_odom_base @ inverse(T_map_base)))
 
-    def _compare(self, stamp_ns: int, T_map_odom: Array, T_odom_base: Array) -> None:
-        begin_ns, T_before = self._poses[0]
+    def _compare(self, stamp_ns: int, T_map_base: Array, T_odom_base: Array) -> None:
+        begin_ns, T_odom_map = self._poses[0]
         if begin_ns == stamp_ns:
             return
-        E = inverse(T_odom_base) @ inverse(T_before) @ T_map_odom @ T_odom_base
-        metres = float(np.linalg.norm(E[:3, 3]))
-        radians = rotation_angle(np.eye(3), E[:3, :3])
+        E = inverse(T_odom_base) @ T_odom_map @ T_map_base
+        # plain floats: this is done at every odometry sample
+        (r00, r01, r02, x), (r10, r11, r12, y), (r20, r21, r22, z), _ = E.tolist()
+        metres = math.hypot(x, y, z)
+        radians = math.atan2(math.hypot(r21 - r12, r02 - r20, r10 - r01), r00 + r11 + r22 - 1.0)
         self.difference = Difference((stamp_ns - begin_ns) / NANOSECONDS, metres, radians)
         exceeded = metres > self._config.max_difference_m or radians > self._config.max_difference_rad
         self.count += exceeded and not self.exceeded

@@ -27,7 +27,6 @@ Array = NDArray[np.float64]
 
 MAX_BYTES = 64 * 1024
 """A file larger than this is none of ours."""
-CONVENTION = "right perturbation of T_map_base in body axes: x, y, z (m), rotation x, y, z (rad)"
 AT_ORIGIN_M = 0.1
 """Odometry nearer to its origin than this may have just been restarted there."""
 MAX_WIDENING_M, MAX_WIDENING_RAD = 30.0, 1.0
@@ -53,7 +52,7 @@ class SavedPose(StrictModel):
     T_map_base: Matrix44
     cov_66: Matrix66
     covariance_is: Literal["right perturbation of T_map_base in body axes: x, y, z (m), rotation x, y, z (rad)"] = (
-        CONVENTION
+        "right perturbation of T_map_base in body axes: x, y, z (m), rotation x, y, z (rad)"
     )
     T_odom_base: Matrix44
 
