@@ -23,14 +23,15 @@ from filter_events import START_NS, Event, feed
 
 from vmloc_ros.config import FilterConfig, FrameNames
 from vmloc_ros.fusion import Fusion
-from vmloc_ros.geometry import Array, exp_se3, inverse, log_se3
+from vmloc_ros.geometry import Array, adjoint, exp_se3, inverse, log_se3, right_jacobian_inverse_se3
 from vmloc_ros.increments import Segment
+from vmloc_ros.odometry_model import corrected, prior_variances
 from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import InitialPose, OdometrySample, PoseMeasurement, Verdict
 
 gtsam = pytest.importorskip("gtsam", reason="GTSAM is not installed: pip install -e .[batch]", exc_type=ImportError)
 
-PROBLEMS = 100
+PROBLEMS, CALIBRATING_PROBLEMS = 100, 30
 STEP_NS = NANOSECONDS // 10
 MAX_DELAY_S, MAX_ODOMETRY_DELAY_S = 2.5, 0.3
 """Together less than the filter's window of 3 s; the second less than its `future_tolerance_s`, for measurements may
@@ -40,6 +41,8 @@ ROTATION_FIRST = np.array([3, 4, 5, 0, 1, 2])
 
 LARGE = 10.0
 """Times the small noise, which is 1.5-5 cm and 0.2-0.5 deg per increment, 4-10 cm and 0.4-1.2 deg per measurement."""
+MODEL = 1_000_000
+"""GTSAM's key of the odometry's model; those of the poses count from 0."""
 SIGMAS_LIMIT, VARIANCE_LIMIT = 0.01, 0.02
 """How far the two may be apart where the noise is small: in standard deviations, and as a share of any variance."""
 
@@ -68,8 +71,9 @@ class Problem:
         return [Segment(begin, end, self.config) for begin, end in pairwise(self.odometry)]
 
 
-def white_config(rng: np.random.Generator, scale: float) -> FilterConfig:
-    """Everything that departs from white Gaussian noise switched off; odometry noise of every kind on."""
+def white_config(rng: np.random.Generator, scale: float, calibrates: bool) -> FilterConfig:
+    """All that departs from white Gaussian noise switched off; odometry noise of every kind on. If it `calibrates`,
+    scale, heading and yaw bias of the odometry are constants to be estimated, known to 1 %, 0.01 rad and 1e-4 rad/m."""
     settings: dict[str, float | int | bool] = {
         "noise_m_per_m": scale * rng.uniform(0.02, 0.06),
         "noise_m_per_s": scale * rng.uniform(0.02, 0.06),
@@ -80,9 +84,14 @@ def white_config(rng: np.random.Generator, scale: float) -> FilterConfig:
         "measurement_correlation_s": 0.0,
         "student_t_dof": 0.0,
         "gate_probability": 1.0 - 1e-12,
+        "divergence_window_s": 0.0,
+        "scale_deviation": 0.01,
+        "heading_deviation_rad": 0.01,
+        "yaw_bias_deviation_rad_per_m": 1e-4,
+        "odometry_model_walk": 0.0,
     }
-    states = dict.fromkeys(("estimate_scale", "estimate_heading", "estimate_yaw_bias"), False)
-    return FilterConfig(**settings, **states, divergence_window_s=0.0)
+    states = dict.fromkeys(("estimate_scale", "estimate_heading", "estimate_yaw_bias"), calibrates)
+    return FilterConfig(**settings, **states)
 
 
 def random_covariance(rng: np.random.Generator, scale: float) -> Array:
@@ -100,14 +109,14 @@ def drawn(rng: np.random.Generator, cov_66: Array) -> Array:
     return np.linalg.cholesky(cov_66) @ rng.normal(size=6)
 
 
-def draw(seed: int, scale: float = 1.0) -> Problem:
+def draw(seed: int, scale: float = 1.0, calibrates: bool = False) -> Problem:
     """A drive of 30-60 increments at 10 Hz in which all six degrees of freedom move, and 5-15 measurements of it.
 
     Odometry and prior are drawn first and the truth around them (`T_now = T_prev T_prev_now Exp(w)`), so the noise is
     exactly what the estimators are told.
     """
     rng = np.random.default_rng(seed)
-    config = white_config(rng, scale)
+    config = white_config(rng, scale, calibrates)
     T_odom_base, odometry = exp_se3(rng.normal(size=6)), []
     for k in range(int(rng.integers(30, 61)) + 1):
         odometry.append(OdometrySample(START_NS + k * STEP_NS, "odom", "base_link", T_odom_base))
@@ -118,10 +127,12 @@ def draw(seed: int, scale: float = 1.0) -> Problem:
     T_prior = exp_se3(np.concatenate([rng.uniform(-100.0, 100.0, 3), rng.uniform(-1.5, 1.5, 3)]))
     prior = InitialPose(START_NS, "map", T_prior, P)
     truth = [T_prior @ exp_se3(drawn(rng, P))]
+    model = np.random.default_rng([seed, 1]).normal(size=3) * np.sqrt(prior_variances(config))
     problem = Problem(config, prior, odometry, [])
     for segment in problem.segments():
         noise = drawn(rng, np.diag(variances(segment)))
-        truth.append(truth[-1] @ segment.T @ exp_se3(noise))
+        step, _ = corrected(segment.T, segment.metres, model)
+        truth.append(truth[-1] @ step @ exp_se3(noise))
 
     count = int(rng.integers(5, 16))
     for k in np.sort(rng.choice(np.arange(1, len(odometry)), count, replace=False)):
@@ -174,12 +185,19 @@ def batch(problem: Problem) -> Estimate:
     guess.insert(0, gtsam.Pose3(T))
     for k, segment in enumerate(problem.segments(), 1):
         noise = gaussian(np.diag(variances(segment)))
-        graph.add(gtsam.BetweenFactorPose3(k - 1, k, gtsam.Pose3(segment.T), noise))
+        if problem.config.estimate_scale:
+            graph.add(calibrating_factor(k, segment, noise))
+        else:
+            graph.add(gtsam.BetweenFactorPose3(k - 1, k, gtsam.Pose3(segment.T), noise))
         T = T @ segment.T
         guess.insert(k, gtsam.Pose3(T))
     index = {sample.stamp_ns: k for k, sample in enumerate(problem.odometry)}
     for z in problem.measurements:
         graph.add(gtsam.PriorFactorPose3(index[z.stamp_ns], gtsam.Pose3(z.T_map_base), gaussian(z.cov_66)))
+    if problem.config.estimate_scale:
+        deviations = gtsam.noiseModel.Diagonal.Variances(prior_variances(problem.config))
+        graph.add(gtsam.PriorFactorVector(MODEL, np.zeros(3), deviations))
+        guess.insert(MODEL, np.zeros(3))
     parameters = gtsam.LevenbergMarquardtParams()
     parameters.setRelativeErrorTol(0.0)
     parameters.setAbsoluteErrorTol(1e-12)
@@ -187,6 +205,27 @@ def batch(problem: Problem) -> Estimate:
     last = len(problem.odometry) - 1
     cov_66 = gtsam.Marginals(graph, best).marginalCovariance(last)
     return Estimate(best.atPose3(last).matrix(), reordered(cov_66))
+
+
+def calibrating_factor(k: int, segment: Segment, noise: object) -> object:
+    """A factor of GTSAM between two poses and the odometry's model: `Log(X(model)^-1 T_prev^-1 T_now)`.
+
+    Its derivatives (J. Sola et al., arXiv:1812.01537, section II-G): by the present pose `J_r^-1`, by the previous one
+    the same after `-Ad(T_now^-1 T_prev)`, by the model `-J_l^-1` after that of the increment.
+    """
+
+    def residual(_: object, values: gtsam.Values, jacobians: list[Array] | None) -> Array:
+        moved = inverse(values.atPose3(k - 1).matrix()) @ values.atPose3(k).matrix()
+        step, F = corrected(segment.T, segment.metres, values.atVector(MODEL))
+        r = log_se3(inverse(step) @ moved)
+        if jacobians is not None:
+            by_pose = right_jacobian_inverse_se3(r)
+            jacobians[0] = reordered(-by_pose @ adjoint(inverse(moved)))
+            jacobians[1] = reordered(by_pose)
+            jacobians[2] = (-right_jacobian_inverse_se3(-r) @ F[:6, 6:])[ROTATION_FIRST]
+        return r[ROTATION_FIRST]
+
+    return gtsam.CustomFactor(noise, [k - 1, k, MODEL], residual)
 
 
 def gaussian(cov_66: Array) -> object:
@@ -243,9 +282,9 @@ def test_gtsam_has_the_same_perturbation_and_residuals() -> None:
         np.testing.assert_allclose(reordered(both[:, 6:]), at_b, atol=1e-6)
 
 
-def disagreements(scale: float) -> Array:
-    """(PROBLEMS, 2): `disagreement` of the filter with the batch solution on every problem."""
-    problems = [draw(seed, scale) for seed in range(PROBLEMS)]
+def disagreements(scale: float, count: int = PROBLEMS, calibrates: bool = False) -> Array:
+    """(count, 2): `disagreement` of the filter with the batch solution on every problem."""
+    problems = [draw(seed, scale, calibrates) for seed in range(count)]
     return np.array([disagreement(filtered(problem, in_order(problem)), batch(problem)) for problem in problems])
 
 
@@ -274,6 +313,14 @@ def test_what_is_left_is_linearisation(where_noise_is_small: Array) -> None:
     assert (growth < 2.0 * LARGE).all()
     assert sigmas < LARGE * SIGMAS_LIMIT
     assert variance < LARGE * VARIANCE_LIMIT
+
+
+def test_estimating_the_odometrys_faults_agrees_with_the_batch_solution() -> None:
+    """With scale, heading and yaw bias as states, which GTSAM finds as one variable that all increments share."""
+    sigmas, variance = disagreements(1.0, CALIBRATING_PROBLEMS, calibrates=True).max(axis=0)
+    print(f"largest of {CALIBRATING_PROBLEMS} problems: {sigmas:.4f} standard deviations, {variance:.4f} of a variance")
+    assert sigmas < SIGMAS_LIMIT
+    assert variance < VARIANCE_LIMIT
 
 
 def late(problem: Problem, rng: np.random.Generator) -> list[Event]:
