@@ -16,23 +16,21 @@ from scipy.signal import lfilter
 from typer.testing import CliRunner
 
 from vmloc_ros import cli
-from vmloc_ros.commands.error_model import allowed_parameters, run_error_model
+from vmloc_ros.commands.error_model import run_error_model
 from vmloc_ros.config import FilterConfig, load_config
 from vmloc_ros.correlation import Times, correlation_from_growth, correlation_time
 from vmloc_ros.error_model import (
     ErrorModel,
     ErrorSeries,
     Estimate,
-    Weighting,
-    consistent_inflation,
     errors_of,
     estimate,
-    fit_student_t,
     whiten,
 )
 from vmloc_ros.errors import BagError, ConfigError, GeometryError, TrajectoryError
 from vmloc_ros.filter import correlation_inflation, innovate, robust_weight, update
 from vmloc_ros.geometry import Array, exp_se3, quaternion_from_pose
+from vmloc_ros.heavy_tails import Weighting, consistent_inflation, fit_student_t
 from vmloc_ros.trajectory import NANOSECONDS, Trajectory, stamp_to_text
 from vmloc_ros.types import PoseMeasurement
 
@@ -383,10 +381,16 @@ def test_deviations_may_be_given_and_are_never_made_up(drive: Path) -> None:
     with pytest.raises(ConfigError, match=r"plain\.tum: has no standard deviations"):
         run_error_model([drive / "plain.tum"], [drive / "truth.tum"], sigma_m=1.0, console=QUIET)
     given = run_error_model([drive / "plain.tum"], [drive / "truth.tum"], sigma_m=10.0, sigma_deg=90.0, console=QUIET)
-    values, notes = allowed_parameters(given)
-    assert given.parameters()["measurement_inflation"] < values["measurement_inflation"]
-    assert len(notes) == 1
-    assert "measurement_inflation" in notes[0]
+    assert given.parameters()["measurement_inflation"] < 0.05
+
+
+def test_what_the_node_would_refuse_is_not_written(drive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.yaml"
+    with pytest.raises(ConfigError, match="measurement_inflation"):
+        run_error_model(
+            [drive / "plain.tum"], [drive / "truth.tum"], sigma_m=1e-5, sigma_deg=1e-5, out=out, console=QUIET
+        )
+    assert not out.exists()
 
 
 def test_wrong_files_are_named(drive: Path, tmp_path: Path) -> None:

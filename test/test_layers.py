@@ -16,8 +16,9 @@ PACKAGE = PROJECT / "vmloc_ros"
 LAYERS = {
     0: "errors geometry config types files",
     1: "buffers camera images clouds fitting projection novel_views accumulation trajectory odometry increments "
-    "odometry_model consistency filter relocalization replay history fusion saved_pose monitor metrics messages pairing clock extrinsics parameter_file "
-    "uncertainty neighbours covariance_fit corruption correlation error_model map_odom_limit",
+    "odometry_model consistency filter relocalization replay history fusion saved_pose monitor metrics messages "
+    "pairing clock extrinsics parameter_file uncertainty neighbours covariance_fit corruption correlation heavy_tails "
+    "error_model map_odom_limit",
     2: "datasets networks losses",
     3: "checkpoint training training_config training_state machines weight_average augmentation trunk_weights official "
     "validation calibration neighbour_file split samples batches objective "

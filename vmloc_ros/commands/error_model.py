@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import annotated_types
 import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,9 +14,10 @@ from rich.table import Table
 
 from vmloc_ros import files
 from vmloc_ros.commands.fuse import read_measurements
-from vmloc_ros.config import FilterConfig
-from vmloc_ros.error_model import ErrorModel, ErrorSeries, Estimate, Weighting, errors_of, estimate
+from vmloc_ros.config import FilterConfig, parse
+from vmloc_ros.error_model import ErrorModel, ErrorSeries, Estimate, errors_of, estimate
 from vmloc_ros.errors import ConfigError, TrajectoryError
+from vmloc_ros.heavy_tails import Weighting
 from vmloc_ros.run_outputs import read_outputs
 from vmloc_ros.trajectory import read_tum
 
@@ -48,15 +48,15 @@ def run_error_model(
         console: where to print.
 
     Raises:
-        ConfigError: not one truth for each file, a file without deviations, or an option that cannot be used.
+        ConfigError: not one truth for each file, a file without deviations, an option that cannot be used, or an
+            estimate that the node would refuse.
         TrajectoryError, BagError: a file cannot be read, or the data is too little for a model.
         GeometryError: covariances that are not positive definite.
     """
     config = config or FilterConfig()
     weighting = Weighting(config.robust_power, config.max_robust_weight)
     model = estimate(_read_drives(estimates, truths, sigma_m, sigma_deg), gap_s, weighting)
-    values, notes = allowed_parameters(model)
-    text = parameter_text(model, values, notes)
+    text = parameter_text(model)
     console = console or Console()
     _print(model, console)
     console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
@@ -107,25 +107,17 @@ def _need_deviations(path: Path) -> None:
         raise ConfigError(f"{path}: has no standard deviations to judge (columns 9 to 14); give --sigma-m, --sigma-deg")
 
 
-def allowed_parameters(model: ErrorModel) -> tuple[dict[str, float], list[str]]:
-    """The filter's parameters, raised to the least that the node takes, and what was raised, in words."""
-    values, notes = model.parameters(), []
-    for name, value in values.items():
-        for limit in FilterConfig.model_fields[name].metadata:
-            if isinstance(limit, annotated_types.Ge) and isinstance(limit.ge, (int, float)) and value < limit.ge:
-                values[name] = float(limit.ge)
-                notes.append(f"{name}: {value:g} was estimated; the node takes no less than {limit.ge:g}")
-    return values, notes
+def parameter_text(model: ErrorModel) -> str:
+    """A parameter file in the layout of ROS 2, to be merged into the node's.
 
-
-def parameter_text(model: ErrorModel, values: dict[str, float], notes: Sequence[str] = ()) -> str:
-    """A parameter file in the layout of ROS 2, to be given to the node or merged into its file."""
-    head = [
-        f"Estimated by `vmloc error-model` from {model.samples} poses in {model.duration_s:.0f} s of driving.",
-        *notes,
-    ]
+    Raises:
+        ConfigError: a value that the node does not take.
+    """
+    values = model.parameters()
+    parse(FilterConfig, values, "the estimated parameters")
     content: dict[str, Any] = {"/**": {"ros__parameters": {"filter": values}}}
-    return "".join(f"# {line}\n" for line in head) + yaml.safe_dump(content, sort_keys=False)
+    head = f"# Estimated by `vmloc error-model` from {model.samples} poses in {model.duration_s:.0f} s of driving.\n"
+    return head + yaml.safe_dump(content, sort_keys=False)
 
 
 def _print(model: ErrorModel, console: Console) -> None:
