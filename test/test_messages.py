@@ -219,6 +219,7 @@ def test_odometry_without_twist_or_covariance() -> None:
     [
         (pose(position=(NAN, 0.0, 0.0)), "not_finite"),
         (pose(position=(0.0, -math.inf, 0.0)), "not_finite"),
+        (pose(position=(0.0, 0.0, 1e308)), "not_finite"),  # its products would not be
         (pose(quat=(0.0, 0.0, NAN, 1.0)), "not_finite"),
         (pose(quat=(0.0, 0.0, 0.0, 0.0)), "zero_quaternion"),
     ],

@@ -36,6 +36,9 @@ NANOSECONDS = 1_000_000_000
 POINT_FIELD_BYTES = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 8: 8}
 """Bytes of sensor_msgs/PointField's data types: int8, uint8, int16, uint16, int32, uint32, float32, float64."""
 
+FARTHEST_M = 1e8
+"""A coordinate beyond this is the mark of an overflow: its products would not be finite."""
+
 
 # -------------------------------------------------------------------------------------------------------- small things
 
@@ -89,8 +92,12 @@ def _pose(position: Any, orientation: Any, name: str) -> Array:
     translation = (float(position.x), float(position.y), float(position.z))
     quat_xyzw = (float(orientation.x), float(orientation.y), float(orientation.z), float(orientation.w))
     norm = math.sqrt(sum(value * value for value in quat_xyzw))
-    if not (math.isfinite(norm) and all(map(math.isfinite, translation))):
-        raise MessageError(f"{name}: pose is not finite (position {translation}, quaternion {quat_xyzw})", "not_finite")
+    if not (math.isfinite(norm) and all(abs(value) <= FARTHEST_M for value in translation)):  # NaN is not
+        raise MessageError(
+            f"{name}: pose is not finite, or farther than {FARTHEST_M:g} m (position {translation}, "
+            f"quaternion {quat_xyzw})",
+            "not_finite",
+        )
     if norm < 1e-6:
         raise MessageError(
             f"{name}: quaternion is zero, which is no rotation; the sender must fill orientation.w", "zero_quaternion"
