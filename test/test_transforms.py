@@ -15,15 +15,14 @@ pytest.importorskip("vmloc_msgs", reason="needs the message package vmloc_msgs")
 from hypothesis import given
 from hypothesis import strategies as st
 from tf2_msgs.msg import TFMessage
+from worlds import SECOND, SPEED_M_PER_S, START_NS, ScriptedLocalizer, drive, odometry
 
 from vmloc_ros.config import LocalizerConfig, OutputConfig
 from vmloc_ros.geometry import Array, exp_se3, make_pose, pose_from_quaternion
 from vmloc_ros.messages import stamp_ns
+from vmloc_ros.pipeline import Pipeline
 from vmloc_ros.ros.transforms import LATE_NS, TransformSender
-from vmloc_ros.types import FusedState, OdometrySample
-
-SECOND = 1_000_000_000
-START_NS = 1_700_000_000 * SECOND
+from vmloc_ros.types import EventKind, FusedState, OdometrySample
 
 
 @dataclass
@@ -188,6 +187,23 @@ def test_an_odometry_jump_that_the_filter_bridged_does_not_move_the_robot_on_tf(
     bench.send(START_NS, odometry=10.0)
     bench.send(START_NS + SECOND // 10, x=10.5, odometry=0.3, bridged=True)  # 10.0 -> 10.8 in the map
     assert bench.x + 0.3 == pytest.approx(10.8)
+
+
+def test_what_the_pipeline_bridges_does_not_move_the_robot_on_tf() -> None:
+    """The odometry's origin jumps by 3.6 m, which would glide at this limit: through the whole pipeline."""
+    bench, pipeline = Bench({"max_correction_m_per_s": 0.5}), Pipeline(LocalizerConfig(), ScriptedLocalizer())
+    shown, jump = [], make_pose(np.eye(3), [3.0, -2.0, 0.0])
+    for event in drive(6.0):
+        if event.kind is EventKind.ODOMETRY and event.stamp_ns >= START_NS + 4 * SECOND:
+            event = odometry(event.stamp_ns, jump @ event.payload.T_odom_base)
+        outputs = pipeline.add(event)
+        outputs.extend(pipeline.drain())
+        bench.sender.send(outputs.states, None, outputs.bridged)
+        shown += [pose_of(bench.transforms[-1].transform) @ event.payload.T_odom_base for _ in outputs.states]
+    assert pipeline.finish().statuses[-1].counters["odometry.jump"] == 1
+    steps = [float(np.linalg.norm(after[:3, 3] - before[:3, 3])) for before, after in pairwise(shown)]
+    assert len(steps) > 100
+    assert max(steps) < 2.0 * SPEED_M_PER_S / 20.0
 
 
 # ------------------------------------------------------------------------------------------------------------- resets
