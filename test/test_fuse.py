@@ -140,8 +140,9 @@ def test_loop_with_the_defaults(shared_data: Path, tmp_path: Path, traversal: st
         truth=folder / "simulated" / "ground_truth.tum",
     )
     poses, fused = result["poses"]["position_m"], result["fused"]["position_m"]
-    assert fused["mean"] < 0.56 * poses["mean"]
-    assert fused["p95"] < 12.0
+    assert fused["mean"] < 0.40 * poses["mean"]
+    assert fused["p95"] < 9.0
     for part in ("pose", "position", "planar"):
         assert 0.5 < result["nees"][part]["mean"] / result["nees"][part]["dof"] < 2.0, part
     assert result["counters"]["relocalizations"] == 0
+    assert result["counters"]["widenings"] == 0

@@ -185,6 +185,60 @@ def test_a_frozen_source() -> None:
     assert error_m(fusion.state(), 10.0) < 2.0
 
 
+def test_a_frozen_source_that_catches_up() -> None:
+    """What it missed has been bridged and measured already: the increment that catches up is refused."""
+    fusion = filled()
+    verdicts = drive_on(fusion, lambda seconds, pose: truth(6.0) if 6.0 <= seconds < 9.0 else pose)
+    assert verdicts.count(OdometryVerdict.JUMP) == 1
+    assert OdometryVerdict.FROZEN in verdicts
+    assert error_m(fusion.state(), 10.0) < 0.5
+
+
+def by_twist(seconds: float, linear: float = 8.0) -> OdometrySample:
+    """A sample whose pose never changes, and whose twist tells the drive."""
+    sample = odometry(seconds, np.eye(4))
+    return replace(sample, twist_6=np.array([linear, 0.0, 0.0, 0.0, 0.0, 0.2]))
+
+
+def test_twist_only() -> None:
+    """Detected, counted, and the twist is used, with wider noise, as long as the pose stands still."""
+    fusion = Fusion(PLAIN, FrameNames())
+    fusion.add_odometry(by_twist(0.0))
+    fusion.add_measurement(measurement(0.0))
+    for k in range(1, 41):
+        fusion.add_odometry(by_twist(0.05 * k))
+    fusion.add_measurement(measurement(2.0))
+    before = fusion.state()
+    assert before is not None
+    verdicts = [fusion.add_odometry(by_twist(2.0 + 0.05 * k)) for k in range(1, 101)]
+    assert set(verdicts) == {OdometryVerdict.TWIST_ONLY}
+    assert error_m(fusion.state(), 7.0) < 0.5
+    believed = filled(PLAIN, 7.0, every=1000).state()
+    state = fusion.state()
+    assert believed is not None
+    assert state is not None
+    assert state.cov_66[0, 0] > before.cov_66[0, 0]
+    fusion.flush()
+    assert fusion.counters()["odometry.twist_only"] >= 100
+
+
+def test_a_pose_that_comes_alive_after_twist_only_is_not_driven_twice() -> None:
+    fusion = Fusion(PLAIN, FrameNames())
+    fusion.add_odometry(by_twist(0.0))
+    for k in range(1, 101):
+        fusion.add_odometry(by_twist(0.05 * k))
+        if k % 4 == 0:
+            fusion.add_measurement(measurement(0.05 * k))
+    assert fusion.add_odometry(odometry(5.05)) is OdometryVerdict.JUMP
+    assert error_m(fusion.state(), 5.05) < 1.0
+
+
+def test_a_standing_robot_that_says_so_is_not_twist_only() -> None:
+    fusion = Fusion(PLAIN, FrameNames())
+    samples = [replace(odometry(0.05 * k, np.eye(4)), twist_6=np.zeros(6)) for k in range(100)]
+    assert {fusion.add_odometry(sample) for sample in samples} == {OdometryVerdict.USED}
+
+
 def test_a_stop_is_not_frozen() -> None:
     fusion = filled()
     pose, speed, seconds = truth(5.0), 8.0, 5.0

@@ -159,7 +159,7 @@ class FilterConfig(StrictModel):
         False, description="Take increment noise from the twist covariance x dt where it is given and positive."
     )
     measurement_inflation: float = Field(
-        1.3, ge=1.0, description="Multiplies the measurements' covariance: networks are surer than they should be."
+        1.3, gt=0.0, le=1e6, description="Multiplies the measurements' covariance, see `vmloc error-model`."
     )
     measurement_correlation_s: float = Field(
         1.75,

@@ -22,6 +22,7 @@ from vmloc_ros.geometry import inverse
 from vmloc_ros.history import MEASUREMENT, ODOMETRY, POSE, History, Node
 from vmloc_ros.increments import OdometryVerdict
 from vmloc_ros.odometry import OdometryBuffer
+from vmloc_ros.odometry_model import UNCALIBRATED, prior_variances
 from vmloc_ros.replay import Moment
 from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import FusedState, InitialPose, MeasurementResult, OdometrySample, PoseMeasurement, Verdict
@@ -246,6 +247,14 @@ class Fusion:
         if newest_ns is None or stamp_ns > newest_ns + self._future_ns:
             return None
         return _state(self._history.at(stamp_ns))
+
+    def odometry_model(self) -> tuple[Array, Array]:
+        """What the odometry does wrong, as far as is known: log scale, heading (rad), yaw bias (rad/m), and their
+        standard deviations: those of the prior before there is a pose, zero where one is not estimated."""
+        newest = self._history.newest()
+        if newest is None or newest.cov_99 is None:
+            return UNCALIBRATED.copy(), np.sqrt(prior_variances(self._config))
+        return newest.model_3.copy(), np.sqrt(newest.cov_99.diagonal()[6:])
 
     def seconds_since_fused(self, now_ns: int) -> float | None:
         """Time since the last fused measurement (or pose set by hand); None where there has been none."""

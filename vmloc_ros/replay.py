@@ -146,6 +146,8 @@ class Replay:
             noise = (m2, m2, 0.0, 0.0, 0.0, r2, a, b, c) if self.config.planar else (m2, m2, m2, r2, r2, r2, a, b, c)
             T = T @ X
             P = predict_covariance(P, F, np.array(noise))
+            if self.config.planar:
+                _pin(P)
         return Moment(
             stamp_ns,
             T,
@@ -170,7 +172,9 @@ class Replay:
         if segment is not None and verdict is OdometryVerdict.USED:
             return segment.part(moment.stamp_ns, stamp_ns), 0.0
         if segment is not None and verdict is OdometryVerdict.TWIST_ONLY:
-            return segment.by_twist(moment.stamp_ns, stamp_ns, self.config), 0.0
+            # the first time also the standstill before, which was believed until the twist had said enough
+            first = moment.segment is not segment and moment.verdict is not OdometryVerdict.TWIST_ONLY
+            return segment.by_twist(moment.still_ns if first else moment.stamp_ns, stamp_ns, self.config), 0.0
         if segment is not None and verdict is OdometryVerdict.GAP:
             step = segment.part(moment.stamp_ns, stamp_ns)
         else:
@@ -294,8 +298,7 @@ class Replay:
         P[6:, 6:] = np.diag(self._prior) if moment.cov_99 is None else moment.cov_99[6:, 6:]
         if self.config.planar:
             T = flattened(T, self.config.planar_height_m)
-            P[2:5], P[:, 2:5] = 0.0, 0.0
-            P[range(2, 5), range(2, 5)] = IN_PLANE_VARIANCE
+            _pin(P)
         after = self._corrected(moment, T, P, source)
         pulls_forgotten = tuple((s, replace(t, pull_6=np.zeros(6), filled=0.0)) for s, t in moment.memory.trends)
         after.memory = replace(after.memory, trends=pulls_forgotten)
@@ -386,3 +389,9 @@ class Replay:
             moment.verdict,
             moment.memory,
         )
+
+
+def _pin(P: Array) -> None:
+    """Takes z, roll and pitch out of a covariance, in place: in planar mode they are known."""
+    P[2:5], P[:, 2:5] = 0.0, 0.0
+    P[range(2, 5), range(2, 5)] = IN_PLANE_VARIANCE
