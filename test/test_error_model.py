@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from scipy.signal import lfilter
+from synthetic_run import make_log
 from typer.testing import CliRunner
 
 from vmloc_ros import cli
+from vmloc_ros.bag_writer import BagWriter
 from vmloc_ros.commands.error_model import run_error_model
 from vmloc_ros.config import FilterConfig, load_config
 from vmloc_ros.correlation import Times, correlation_from_growth, correlation_time
@@ -31,7 +33,7 @@ from vmloc_ros.errors import BagError, ConfigError, GeometryError, TrajectoryErr
 from vmloc_ros.filter import correlation_inflation, innovate, robust_weight, update
 from vmloc_ros.geometry import Array, exp_se3, quaternion_from_pose
 from vmloc_ros.heavy_tails import Weighting, consistent_inflation, fit_student_t
-from vmloc_ros.trajectory import NANOSECONDS, Trajectory, stamp_to_text
+from vmloc_ros.trajectory import NANOSECONDS, Trajectory, stamp_to_text, write_tum
 from vmloc_ros.types import PoseMeasurement
 
 START_NS = 1_700_000_000 * NANOSECONDS
@@ -375,6 +377,23 @@ def test_several_drives_rest_on_more(drive: Path, tmp_path: Path) -> None:
     two = run_error_model([drive / "poses.txt", later], [drive / "truth.tum"] * 2, console=QUIET)
     assert (two.samples, two.segments, two.blocks) == (2 * one.samples, 2, 2 * one.blocks)
     assert two.groups["pose"].correlation_s.value == pytest.approx(one.groups["pose"].correlation_s.value)
+
+
+def test_the_folder_of_a_run_has_everything(tmp_path: Path) -> None:
+    """The diary's measurements with their covariances, against the run's own truth: white errors, honestly claimed."""
+    log = make_log()
+    assert log.truth is not None
+    with BagWriter(tmp_path / "outputs") as writer:
+        for status in log.statuses:
+            writer.write_status("/localizer/status", status, "map")
+    write_tum(tmp_path / "truth.tum", log.truth)
+    model = run_error_model([tmp_path], console=QUIET)
+    measured = [status for status in log.statuses if status.measurement is not None]
+    assert model.samples == len(measured) < len(log.statuses)
+    pose = model.groups["pose"]
+    assert pose.dof.value == 0.0
+    assert pose.inflation.value == pytest.approx(1.0, rel=0.2)
+    assert pose.correlation_s.value < 0.1
 
 
 def test_deviations_may_be_given_and_are_never_made_up(drive: Path) -> None:

@@ -25,6 +25,7 @@ from vmloc_ros.trajectory import NANOSECONDS
 Indices = NDArray[np.int64]
 
 WINDOW = 5.0
+"""The sum of autocorrelations reaches over so many correlation times."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ class Times:
 
     @classmethod
     def of(cls, drives: Sequence[Indices], gap_s: float) -> Times:
-        """Of each drive's stamps in nanoseconds.
+        """Of each drive's stamps in nanoseconds; a longer time than the gap parts a drive in two segments.
 
         Raises:
             TrajectoryError: no two errors follow each other within the gap.
@@ -68,10 +69,12 @@ class Times:
 
     @property
     def segments(self) -> int:
+        """How many there are."""
         return len(self.lengths)
 
     @property
     def duration_s(self) -> float:
+        """Of all segments together, without the gaps."""
         return float(self.lengths.sum())
 
     def cut(self, block_s: float) -> Indices:

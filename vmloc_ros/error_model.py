@@ -240,13 +240,15 @@ def _group_model(
     weights = weighting.weights(q / inflation, dof, dimension)
     influence = weights[:, None] * whitened_Nd
     tau_s, window = correlation_time(influence, times, f"errors ({name})")
-    # a stretch of large errors may outlast a single error: blocks have to hold it together too
-    bad_s = correlation_time((weights - weights.mean())[:, None], times, f"error sizes ({name})")[0] if dof else 0.0
-    blocks = times.cut(max(BLOCK_CORRELATIONS * max(tau_s, bad_s), WINDOW * times.step_s))
+    lasting_s = tau_s
+    if weights.min() < weights.max():  # a stretch of large errors may outlast a single one: blocks hold it together
+        sizes = (weights - weights.mean())[:, None]
+        lasting_s = max(tau_s, correlation_time(sizes, times, f"error sizes ({name})")[0])
+    blocks = times.cut(max(BLOCK_CORRELATIONS * lasting_s, WINDOW * times.step_s))
     number = int(blocks.max()) + 1
     if number < MIN_BLOCKS:
         raise TrajectoryError(
-            f"the errors ({name}) are alike for {max(tau_s, bad_s):.2g} s: {times.duration_s:.0f} s hold {number} "
+            f"the errors ({name}) are alike for {lasting_s:.2g} s: {times.duration_s:.0f} s hold {number} "
             f"independent stretches, and {MIN_BLOCKS} are needed; give more or longer drives"
         )
     # lags beyond the window, because other blocks may choose a longer one

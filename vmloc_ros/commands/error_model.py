@@ -121,36 +121,33 @@ def parameter_text(model: ErrorModel) -> str:
 
 
 def _print(model: ErrorModel, console: Console) -> None:
-    table = Table("", "NEES / dof", "offset", "Student t: v", "scale s^2", "inflation", "correlation", box=SIMPLE_HEAD)
-    table.title, table.title_justify = "errors against their covariances, with 95 % intervals", "left"
+    groups = list(model.groups.values())
+    table = Table("", *model.groups, box=SIMPLE_HEAD, title_justify="left")
+    table.title = "errors against their covariances (95 % intervals)"
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, group in model.groups.items():
-        table.add_row(
-            name,
-            f"{group.nees_ratio:.2f}",
-            f"{100.0 * group.offset_share:.0f} %",
-            _dof(group.dof),
-            _interval(group.scale2),
-            _interval(group.inflation),
-            f"{_interval(group.correlation_s)} s",
-            style="bold" if name == "pose" else "",
-        )
+    table.add_row("NEES / dof", *(f"{group.nees_ratio:.2f}" for group in groups))
+    table.add_row("offset", *(f"{100.0 * group.offset_share:.0f} %" for group in groups))
+    table.add_row("Student t: v", *(_dof(group.dof) for group in groups))
+    table.add_row("scale s^2", *(_interval(group.scale2) for group in groups))
+    table.add_row("inflation", *(_interval(group.inflation) for group in groups))
+    table.add_row("correlation, s", *(_interval(group.correlation_s) for group in groups))
     console.print(table)
     console.print(
-        f"{model.samples} poses, {model.step_s:.3g} s apart, in {model.segments} segments of {model.duration_s:.0f} s; "
-        f"intervals rest on {model.blocks} blocks",
+        f"{model.samples} poses, {model.step_s:.3g} s apart, {model.duration_s:.0f} s in {model.segments} segments; "
+        f"intervals from {model.blocks} blocks",
         highlight=False,
         soft_wrap=True,
     )
 
 
 def _interval(part: Estimate) -> str:
-    return f"{part.value:.2f} ({part.low:.2f} to {part.high:.2f})"
+    return f"{part.value:.2f} ({part.low:.2f}, {part.high:.2f})"
 
 
 def _dof(part: Estimate) -> str:
-    value, low, high = (
-        f"{number:.1f}" if 0.0 < number < math.inf else "Gaussian" for number in (part.value, part.low, part.high)
-    )
-    return f"{value} ({low} to {high})"
+    """The value 0 and infinite ends stand for the Gaussian."""
+    value = f"{part.value:.1f}" if part.value > 0.0 else "Gaussian"
+    if math.isinf(part.low):
+        return value
+    return f"{value} (> {part.low:.1f})" if math.isinf(part.high) else f"{value} ({part.low:.1f}, {part.high:.1f})"
