@@ -150,6 +150,30 @@ def test_a_pose_that_jumps_by_3_m_glides_under_a_controller_and_one_of_30_m_is_s
         np.testing.assert_allclose(shown[stamps[index]], filtered[stamps[index]], atol=1e-6)
 
 
+def test_a_robot_that_was_lost_is_shown_where_it_is_found_at_once(graph: Graph, tmp_path: Path) -> None:
+    """Lost because nothing was fused, with the odometry going on: the TF stops for a second, and 3 m do not glide."""
+    tf = graph.collect(TFMessage, "/tf")
+    estimates = graph.collect(PoseWithCovarianceStamped, "/localizer/pose")
+    statuses = graph.collect(LocalizationStatus, "/localizer/status")
+    diagnostics = graph.collect(DiagnosticArray, "/diagnostics")
+    samples = odometry(4.0)
+    with running_node(tmp_path, {"output": LIMITS, "filter": {"lost_after_s": 2.0}}) as node:
+        sent_by_hand(graph, diagnostics, 1, START_NS, true_pose(START_NS))
+        graph.play(samples[:60], speed=6.0)
+        wait_until(lambda: values(diagnostics, "odometry").get("received") == "60", "the odometry's way to the node")
+        assert statuses[-1].mode == "LOST"
+        last_ns = stamp_ns(estimates[-1].header.stamp)
+        moved = true_pose(samples[59].stamp_ns) @ exp_se3([0.0, 3.0, 0.0, 0.0, 0.0, 0.0])
+        sent_by_hand(graph, diagnostics, 2, samples[59].stamp_ns, moved)
+        graph.play(samples[60:], speed=6.0)
+        wait_until(lambda: arrived(samples[-1].stamp_ns, estimates, tf), "poses after the loss")
+        assert node.end() == 0, node.output()
+    assert (last_ns - START_NS) / SECOND == pytest.approx(2.0, abs=0.2)
+    sent = {event.stamp_ns: event.payload.T_odom_base for event in samples}
+    for stamp, T_map_odom in transforms(tf, "odom").items():
+        np.testing.assert_allclose(T_map_odom @ sent[stamp], poses(estimates)[stamp], atol=1e-6)
+
+
 def test_what_the_network_corrects_moves_the_robot_no_faster_than_the_limits(graph: Graph, tmp_path: Path) -> None:
     """The scripted network errs by half a metre: with the noise of the odometry set high the filter follows it."""
     tf = graph.collect(TFMessage, "/tf")
