@@ -88,7 +88,7 @@ def test_lasting_gaussian_errors(tau_s: float, seed: int) -> None:
 
 
 def test_intervals_hold_the_truth_nearly_as_often_as_they_say() -> None:
-    """Nominally 95 of 100; about 90 where 200 s hold a hundred correlation times."""
+    """Nominally 95 of 100; fewer where 200 s hold 200 correlation times."""
     held = {"correlation_s": 0, "inflation": 0}
     for seed in range(16):
         errors = autoregressive(2000, 0.1, 1.0, np.random.default_rng(seed))
@@ -175,7 +175,7 @@ def test_half_the_errors_last_as_long() -> None:
 
 
 def test_nothing_is_correlated_across_a_gap() -> None:
-    """Segments of one constant each: together they look as if nothing ended; apart, each lasts as long as it does."""
+    """Drives, and one drive with gaps, are the same; in whatever order. Without the gaps it is another record."""
     rng = np.random.default_rng(8)
     pieces = [autoregressive(500, 0.1, 1.0, rng) for _ in range(12)]
     far = [series(piece, stamps_ns=START_NS + 10**11 * k + 10**8 * np.arange(500)) for k, piece in enumerate(pieces)]
