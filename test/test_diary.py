@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from worlds import SECOND, START_NS, ScriptedLocalizer, drive, odometry, true_po
 from vmloc_ros.config import FilterConfig, LocalizerConfig
 from vmloc_ros.outputs import Outputs
 from vmloc_ros.pipeline import Pipeline
-from vmloc_ros.types import Event, EventKind, Mode
+from vmloc_ros.types import Event, EventKind, Frame, FusedState, Mode, NoPose, PoseEstimate, Verdict
 
 SENSORS = (EventKind.IMAGE, EventKind.CLOUD)
 
@@ -78,3 +80,55 @@ def test_without_anything_it_is_lost_and_the_drive_goes_on_when_the_sensors_do(
     assert total.statuses[-1].mode is Mode.RGB_DEPTH
     state = total.states[-1]
     assert np.linalg.norm(state.T_map_base[:3, 3] - true_pose(state.stamp_ns)[:3, 3]) < 2.0
+
+
+class Interrupted(ScriptedLocalizer):
+    """A network that takes so long that the data starts over meanwhile."""
+
+    meanwhile: Callable[[], None] = staticmethod(lambda: None)
+
+    def localize(self, frame: Frame, prior: FusedState | None = None) -> PoseEstimate | NoPose:
+        if len(self.seen) == 20:
+            self.meanwhile()
+        return super().localize(frame, prior)
+
+
+def test_a_frame_of_the_time_before_a_reset_does_not_silence_the_heartbeat() -> None:
+    localizer = Interrupted()
+    pipeline, total = Pipeline(LocalizerConfig(), localizer), Outputs()
+    again = [odometry(START_NS - 100 * SECOND + k * SECOND // 20, np.eye(4)) for k in range(60)]
+
+    def loop() -> None:
+        for event in again[:3]:
+            total.extend(pipeline.add(event))
+
+    localizer.meanwhile = loop  # type: ignore[method-assign]
+    for event in drive(5.0):
+        run_into(total, pipeline, event)
+        if total.resets:
+            break
+    assert "started over" in total.statuses[-1].reason
+    assert total.statuses[-1].mode is Mode.LOST
+    assert not [n for n in total.notes if "lost" in n.text], "the reset has said it"
+    before = len(total.statuses)
+    for event in again[3:]:
+        run_into(total, pipeline, event)
+    assert [s.reason for s in total.statuses[before:]] == ["no frame"] * 5
+
+
+@pytest.mark.parametrize("number", [np.nan, 1e308])
+def test_an_answer_that_is_not_finite_is_said_and_does_not_go_on(number: float) -> None:
+    class NotFinite(ScriptedLocalizer):
+        def localize(self, frame: Frame, prior: FusedState | None = None) -> PoseEstimate | NoPose:
+            answer = super().localize(frame, prior)
+            assert isinstance(answer, PoseEstimate)
+            return replace(answer, cov_66=number * np.eye(6))
+
+    pipeline, total = Pipeline(LocalizerConfig(), NotFinite()), Outputs()
+    with np.errstate(over="ignore"):
+        for event in drive(2.0):
+            run_into(total, pipeline, event)
+    frames = [s for s in total.statuses if s.key is not None]
+    assert {s.verdict for s in frames} == {Verdict.NOT_FINITE}
+    assert all(s.measurement is None for s in frames)
+    assert len(frames) == pipeline.counters()["verdict.not_finite"] > 10

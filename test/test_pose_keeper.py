@@ -209,6 +209,21 @@ def test_a_robot_that_was_moved_while_off_is_found_by_the_streak(tmp_path: Path)
     assert all(error_m(s) < 2.0 for s in outputs.states if s.stamp_ns >= found)
 
 
+def test_an_odometry_that_was_restarted_as_well_leaves_a_wide_pose_that_the_network_corrects(tmp_path: Path) -> None:
+    """The saved pose is 10 m off, and the odometry begins at its origin: nothing says how the robot moved."""
+    path, events = tmp_path / "pose.json", drive(5.0)
+    off = make_pose(np.eye(3), [6.0, 8.0, 0.0]) @ true_pose(START_NS)
+    write_saved_pose(path, content(off, exp_se3([50, 0, 0, 0, 0, 0.5]), START_NS - 10 * SECOND))
+    pipeline = Pipeline(config_with(path), ScriptedLocalizer())
+    outputs = run(pipeline, events)
+    assert "not evident" in texts(outputs)
+    assert outputs.states[0].stamp_ns == START_NS
+    assert error_m(outputs.states[0]) == pytest.approx(10.0)
+    assert np.sqrt(outputs.states[0].cov_66.diagonal()[:3]).min() > 25.0
+    assert pipeline.counters()["relocalizations"] == 0
+    assert all(error_m(s) < 2.0 for s in outputs.states if s.stamp_ns > START_NS + SECOND)
+
+
 def test_a_disk_that_fails_is_said_once_counted_always_and_holds_nothing_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

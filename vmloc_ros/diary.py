@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from vmloc_ros.config import LocalizerConfig
 from vmloc_ros.fusion import Fusion
 from vmloc_ros.outputs import Note
@@ -19,6 +21,7 @@ from vmloc_ros.types import (
 )
 
 NANOSECONDS = 1_000_000_000
+MAX_NUMBER = 1e100
 
 
 class Diary:
@@ -72,15 +75,16 @@ class Diary:
         Args:
             frame: what the network saw.
             estimate: its answer, if it had one.
-            measurement: the answer as the filter got it.
+            measurement: the answer as the filter got it; one that is not finite does not go on.
             result: what became of it.
             arrived_s: when the frame's last message came (`time.monotonic`).
             now_ns: the newest stamp of the data.
         """
         if result.verdict is Verdict.FUSED:
             self._fused_mode = frame.mode
-        mode = self._mode(max(now_ns, frame.stamp_ns))
-        self._last_ns = max(self._last_ns or 0, frame.stamp_ns)
+        mode = self._mode(now_ns)
+        # A frame of the time before a reset may lie far ahead of the data: it must not silence the heartbeat.
+        self._last_ns = max(self._last_ns or 0, min(frame.stamp_ns, now_ns))
         return Status(
             stamp_ns=frame.stamp_ns,
             mode=mode,
@@ -88,7 +92,7 @@ class Diary:
             reason=result.reason,
             key=frame.key,
             state=self._fusion.state_at(frame.stamp_ns) if mode is not Mode.LOST else None,
-            measurement=measurement,
+            measurement=measurement if measurement is not None and _has_numbers(measurement) else None,
             expert_weights=estimate.expert_weights if estimate else {},
             health=estimate.health if estimate else 0.0,
             nis=result.nis,
@@ -98,17 +102,19 @@ class Diary:
             counters=self._counters(),
         )
 
-    def heartbeat(self, now_ns: int, waiting: bool) -> Status | None:
+    def heartbeat(self, now_ns: int | None, waiting: bool) -> list[Status]:
         """A status when no frame has given one for `output.heartbeat_s` of data, so that the diary has no holes.
 
-        `waiting`: frames are on their way, and their statuses come first.
+        `waiting`: frames are on their way, and their statuses come first. Without any data there is none.
         """
+        if now_ns is None:
+            return []
         if self._last_ns is None:
             self._last_ns = now_ns
         if waiting or now_ns - self._last_ns < self._config.output.heartbeat_s * NANOSECONDS:
-            return None
+            return []
         self._last_ns = now_ns
-        return self.idle(now_ns, "no frame")
+        return [self.idle(now_ns, "no frame")]
 
     def idle(self, now_ns: int, reason: str) -> Status:
         """A status without a frame."""
@@ -165,3 +171,9 @@ class Diary:
             f"neither odometry nor a fused measurement for more than {limits.lost_odometry_gap_s:g} s "
             "(filter.lost_odometry_gap_s); the next one ends it: check the odometry's topic"
         )
+
+
+def _has_numbers(measurement: PoseMeasurement) -> bool:
+    """Whether a measurement is finite, also after its covariance has been turned to other axes."""
+    arrays = (measurement.T_map_base, measurement.cov_66)
+    return all(bool(np.abs(array).max() < MAX_NUMBER) for array in arrays)  # NaN is not

@@ -53,8 +53,7 @@ NOT_TAKEN = (
     OdometryVerdict.DUPLICATE,
     OdometryVerdict.TOO_OLD,
     OdometryVerdict.FUTURE,
-)
-"""Odometry that changes nothing, as if it had not come."""
+)  # odometry that changes nothing, as if it had not come
 RECEIVED = {EventKind.IMAGE: "images", EventKind.DEPTH: "depths", EventKind.CLOUD: "clouds", EventKind.SCAN: "scans"}
 
 
@@ -120,7 +119,8 @@ class Pipeline:
             elif event.kind in RECEIVED:
                 self._queue.arrived(event.stamp_ns, self._last_arrival_s)
             self._release()
-            outputs.extend(self._heartbeat())
+            waiting = bool(self._queue or self._busy or self._source.pairing.waiting)
+            outputs.statuses += self._diary.heartbeat(self._source.clock.now_ns, waiting)
             return self._with_notes(outputs)
 
     def count_rejection(self, what: str, reason: str) -> None:
@@ -257,14 +257,6 @@ class Pipeline:
 
     # ------------------------------------------------------------------------------------------------ silence, resets
 
-    def _heartbeat(self) -> Outputs:
-        now_ns = self._source.clock.now_ns
-        if now_ns is None:
-            return Outputs()
-        waiting = bool(self._queue or self._busy or self._source.pairing.waiting)
-        status = self._diary.heartbeat(now_ns, waiting)
-        return Outputs(statuses=[status] if status else [])
-
     def tick(self) -> Outputs:
         """For a timer: when every input is silent, nothing else releases the frames that wait, or says so."""
         with self._lock:
@@ -302,7 +294,6 @@ class Pipeline:
         self._forget = True
         self._diary.clear()
         self._monitor.clear()
-        self._counts["resets"] += 1
         return Outputs(resets=[reason])
 
     def finish(self) -> Outputs:

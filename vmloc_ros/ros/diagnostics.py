@@ -245,7 +245,7 @@ def _filter(snapshot: Snapshot, recent: Mapping[str, int]) -> Part:
     if status is not None:
         part.values["verdict"] = status.verdict.value
     for name, count in [*snapshot.counters.items(), *((f"withheld.{n}", c) for n, c in snapshot.withheld.items())]:
-        if name.startswith(("verdict.", "withheld.", "resets", "initialpose")):
+        if name.startswith(("verdict.", "withheld.", "resets", "relocalizations", "initialpose")):
             part.values[name] = str(count)
     if mode is Mode.LOST:
         why = snapshot.problems.get("lost", "no pose")
@@ -253,6 +253,8 @@ def _filter(snapshot: Snapshot, recent: Mapping[str, int]) -> Part:
     elif mode is Mode.DEAD_RECKONING:
         part.raise_to(Level.WARN, "dead reckoning: no measurement has been fused lately")
     _rejections(part, snapshot, recent, ("stamp_", "initialpose"))
+    if recent.get("relocalizations", 0) > 0:
+        part.raise_to(Level.WARN, "re-localized: measurements that agree have moved the pose to another place")
     if recent.get("verdict.gated", 0) > recent.get("verdict.fused", 0):
         part.raise_to(Level.WARN, "more measurements are gated than fused")
     return part
