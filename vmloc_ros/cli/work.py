@@ -151,6 +151,23 @@ def bench(
     run_bench(model, quick, json)
 
 
+def soak(
+    odometry: Annotated[int, typer.Option(min=100, help="At least so many odometry messages.")] = 1_000_000,
+    poses: Annotated[int, typer.Option(min=1, help="At least so many frames with an answer.")] = 100_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the drive, its faults and the network's errors.")] = 0,
+    json: Json = None,
+) -> None:
+    """Drive for a day of data, with faults, through the pipeline: does memory stay flat, do the counters add up?
+
+    Exit status 1 where one of them does not. Needs Linux.
+
+    Example: vmloc soak --json out/soak.json
+    """
+    from vmloc_ros.commands.soak import run_soak
+
+    raise typer.Exit(1 if run_soak(odometry, poses, seed, json).failures else 0)
+
+
 def doctor(
     model: Annotated[Path | None, typer.Option(help="A model's folder to try as well.")] = None,
 ) -> None:
