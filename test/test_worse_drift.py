@@ -58,7 +58,7 @@ def test_the_main_job_with_the_odometry_of_loop(project_root: Path, tmp_path: Pa
     )
     assert odometry > 2.0, "the drift is not what this test is about"
     assert len(worst) == 3
-    assert fused < 1.0
+    assert fused < 0.5
     assert fused < network
-    assert fused < 0.3 * odometry
-    assert max(error for _, error in worst) < 3.0
+    assert fused < 0.15 * odometry
+    assert max(error for _, error in worst) < 1.5
