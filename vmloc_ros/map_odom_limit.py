@@ -1,7 +1,7 @@
 """Corrections of `map -> odom` for those who steer by it: at most so many metres and radians per second.
 
 A controller follows the robot's pose in the map, `T_map_base = T_map_odom T_odom_base`. What must not jump is therefore
-the robot and not the frame `odom`: a turn of `map -> odom` by 0.01 rad about an origin 500 m away moves the robot by 5 m.
+the robot and not the frame `odom`: turning `map -> odom` by 0.01 rad about an origin 500 m away moves the robot by 5 m.
 So the correction is measured, limited and interpolated at the robot's present place: the position along a straight
 line, the rotation along the shortest arc (slerp), each of the two on its own.
 """
