@@ -89,14 +89,14 @@ def test_lasting_gaussian_errors(tau_s: float, seed: int) -> None:
 
 def test_intervals_hold_the_truth_nearly_as_often_as_they_say() -> None:
     """Nominally 95 of 100; fewer where 200 s hold 200 correlation times."""
-    held = {"correlation_s": 0, "inflation": 0}
-    for seed in range(16):
+    held = 0
+    for seed in range(12):
         errors = autoregressive(2000, 0.1, 1.0, np.random.default_rng(seed))
-        pose = estimate([series(errors)], seed=seed, replicates=40).groups["pose"]
-        held["correlation_s"] += contains(pose.correlation_s, 1.0)
-        held["inflation"] += contains(pose.inflation, 1.0)
-        assert pose.correlation_s.high < 3.0 * pose.correlation_s.low
-    assert all(count >= 12 for count in held.values()), held
+        for group in estimate([series(errors)], seed=seed, replicates=60).groups.values():
+            held += contains(group.correlation_s, 1.0) + contains(group.inflation, 1.0)
+            assert group.correlation_s.high < 3.0 * group.correlation_s.low
+    print(f"{held} of 72 intervals hold the truth")
+    assert held >= 54
 
 
 @pytest.mark.parametrize("dof", [2.0, 4.0, 8.0])
