@@ -17,7 +17,7 @@ from worlds import SECOND, START_NS, ScriptedLocalizer, drive, odometry, true_po
 from vmloc_ros import pose_keeper
 from vmloc_ros.config import FilterConfig, LocalizerConfig, SavedPoseConfig
 from vmloc_ros.geometry import Array, exp_se3, make_pose
-from vmloc_ros.outputs import Outputs
+from vmloc_ros.outputs import Note, Outputs
 from vmloc_ros.pipeline import Pipeline
 from vmloc_ros.saved_pose import SavedPose, read_saved_pose, write_saved_pose
 from vmloc_ros.types import Event, EventKind, Frame, FusedState, InitialPose, Mode, NoPose
@@ -276,6 +276,20 @@ def test_a_disk_that_hangs_holds_up_neither_odometry_nor_the_end(
     assert pipeline.counters()["saved_pose.failed"] == 1
     assert "does not answer" in texts(outputs)
     release.set()
+
+
+def test_a_pose_that_the_file_cannot_hold_is_a_failure_and_the_next_is_written(tmp_path: Path) -> None:
+    notes: list[Note] = []
+    keeper = pose_keeper.PoseKeeper(config_with(tmp_path / "pose.json"), "5c" * 32, notes.append)
+    bad = FusedState(START_NS, np.full((4, 4), np.nan), np.eye(6), np.eye(4))
+    keeper.offer(bad, np.eye(4))
+    wait_until(lambda: keeper.counters()["saved_pose.failed"] == 1, "the failure")
+    keeper.offer(replace(bad, stamp_ns=2**63), np.eye(4))
+    keeper.offer(replace(bad, stamp_ns=2**63, T_map_base=np.eye(4)), np.eye(4))
+    keeper.offer(FusedState(START_NS + SECOND, np.eye(4), np.eye(6), np.eye(4)), np.eye(4))
+    keeper.finish()
+    assert keeper.counters()["saved_pose.written"] == 1
+    assert [note.warning for note in notes] == [True]
 
 
 def test_a_pose_given_up_by_hand_does_not_come_back(tmp_path: Path) -> None:

@@ -191,10 +191,9 @@ class PoseKeeper:
     def _write(self, path: Path, state: FusedState, T_odom_base: Array) -> None:
         try:
             write_saved_pose(path, saved_pose(state, T_odom_base, self._model_sha256, self._config.frames))
-        except GeometryError as error:
-            self._failed(
-                f"saved pose: that of {state.stamp_ns / NANOSECONDS:.3f} s is not good enough to keep: {error}"
-            )
+        except (GeometryError, ValueError) as error:
+            why = " ".join(str(error).split())
+            self._failed(f"saved pose: that of {state.stamp_ns / NANOSECONDS:.3f} s is not good enough to keep: {why}")
             return
         except OSError as error:
             self._failed(

@@ -62,6 +62,7 @@ def saved_pose(state: FusedState, T_odom_base: Array, model_sha256: str, frames:
 
     Raises:
         GeometryError: a pose or the covariance (6, 6) is not one.
+        ValueError: a name or the stamp is beyond what the file can hold.
     """
     return SavedPose(
         model_sha256=model_sha256,
