@@ -26,7 +26,7 @@ def fold(residuals: list[Array], step_s: float, window_s: float = WINDOW_S) -> t
     trend, pull, filled_share = None, np.zeros(6), 0.0
     for k, residual in enumerate(residuals):
         stamp_ns = round(k * step_s * 1e9)
-        pull, filled_share = pulled(trend, stamp_ns, residual, EYE, step_s, window_s)
+        pull, filled_share = pulled(trend, residual, EYE, step_s, window_s)
         trend = Trend(stamp_ns, 1.0, pull, filled_share)
     return pull, filled_share
 

@@ -386,6 +386,19 @@ def test_a_stray_stamp_changes_nothing(stray_s: float) -> None:
     assert fusion.epoch == 0
 
 
+def test_a_backlog_of_odometry_does_not_reset_the_clock() -> None:
+    """The measurements go on while the odometry hangs for longer than the window, then comes all at once."""
+    fusion = filled()
+    for k in range(26, 60):
+        fusion.add_measurement(measurement(0.2 * k))
+    verdicts = [fusion.add_odometry(odometry(0.05 * k)) for k in range(101, 240)]
+    assert OdometryVerdict.CLOCK_RESET not in verdicts
+    assert verdicts[0] is OdometryVerdict.TOO_OLD
+    assert verdicts[-1] in (OdometryVerdict.USED, OdometryVerdict.GAP)
+    assert fusion.epoch == 0
+    assert error_m(fusion.state(), 11.95) < 0.5
+
+
 def test_late_measurements_do_not_reset_the_clock() -> None:
     fusion = filled(FilterConfig(), until_s=10.0)
     for k in range(20):

@@ -16,7 +16,7 @@ PACKAGE = PROJECT / "vmloc_ros"
 LAYERS = {
     0: "errors geometry config types files",
     1: "buffers camera images clouds fitting projection novel_views accumulation trajectory odometry increments "
-    "odometry_model consistency filter relocalization replay history fusion saved_pose monitor metrics messages "
+    "odometry_model filter consistency relocalization moment replay history fusion saved_pose monitor metrics messages "
     "pairing clock extrinsics parameter_file uncertainty neighbours covariance_fit corruption correlation heavy_tails "
     "error_model map_odom_limit",
     2: "datasets networks losses",

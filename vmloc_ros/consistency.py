@@ -16,6 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import chi2
+
+from vmloc_ros.config import FilterConfig
+from vmloc_ros.filter import PLANE, Innovation, compared
+from vmloc_ros.trajectory import NANOSECONDS
 
 Array = NDArray[np.float64]
 
@@ -23,6 +28,8 @@ CLIPPED_AT = 6.0
 """Standard deviations of a measurement's own noise: what a farther one counts."""
 SILENCE_S = 60.0
 """A longer silence says no more about the noise level than this one."""
+PULL_PROBABILITY = 0.999
+"""A mean innovation outside this share of what the covariances allow is a pull."""
 ENOUGH = 0.4
 """So much of the window must be filled before the pull is judged."""
 
@@ -43,6 +50,10 @@ class Trend:
     pull_6: Array
     filled: float
 
+    def without_pull(self) -> Trend:
+        """After a re-localization: where the measurements pulled before says nothing any more."""
+        return Trend(self.stamp_ns, self.level, np.zeros(6), 0.0)
+
 
 def noise_level(level: float, elapsed_s: float, nis_per_dof: float, memory_s: float) -> float:
     """The running mean of the squared distance after one more; `memory_s` is the time constant."""
@@ -53,14 +64,13 @@ def noise_level(level: float, elapsed_s: float, nis_per_dof: float, memory_s: fl
 
 
 def pulled(
-    trend: Trend | None, stamp_ns: int, residual_6: Array, R_66: Array, elapsed_s: float, window_s: float
+    trend: Trend | None, residual_6: Array, R_66: Array, elapsed_s: float, window_s: float
 ) -> tuple[Array, float]:
     """The running sum of innovations after one more, and its weight.
 
     Args:
         trend: what was known before.
-        stamp_ns: of the measurement.
-        residual_6: its innovation in the axes of the map.
+        residual_6: the measurement's innovation in the axes of the map.
         R_66: its own covariance in these axes.
         elapsed_s: since the last measurement of the source; beyond a sixth of the window it counts no more.
         window_s: the running mean's time constant.
@@ -81,3 +91,45 @@ def variance_of_mean(elapsed_s: float, correlation_s: float, window_s: float) ->
     """
     gain = 1.0 - math.exp(-min(elapsed_s / window_s, 1.0 / 6.0))
     return max(correlation_s / (correlation_s + window_s), gain / (2.0 - gain))
+
+
+class Watch:
+    """Keeps the trends of the sources, by the parameters that the configuration gives."""
+
+    def __init__(self, config: FilterConfig) -> None:
+        self._config = config
+        self._rows = list(PLANE) if config.planar else list(range(6))
+        self._gate = float(chi2.ppf(config.gate_probability, len(self._rows)))
+        self._pull_gate = float(chi2.ppf(PULL_PROBABILITY, len(self._rows)))
+
+    def note(
+        self, before: Trend | None, stamp_ns: int, T: Array, P_nn: Array, R_66: Array, innovation: Innovation
+    ) -> tuple[Trend, Array | None]:
+        """The source's trend after one more measurement, and the pull (body axes) where it cannot be explained.
+
+        Args:
+            before: the source's trend so far.
+            stamp_ns: of the measurement.
+            T, P_nn: the predicted state.
+            R_66: the measurement's covariance, inflated, in the body's axes.
+            innovation: how far it is from the state.
+        """
+        config, window_s = self._config, self._config.divergence_window_s
+        elapsed_s = (stamp_ns - before.stamp_ns) / NANOSECONDS if before else SILENCE_S
+        level = before.level if before else 1.0
+        if innovation.nis <= self._gate:  # what is gated is no noise of this source
+            level = noise_level(level, elapsed_s, innovation.nis / len(self._rows), config.noise_level_s)
+        if window_s <= 0.0:
+            return Trend(stamp_ns, level, np.zeros(6), 0.0), None
+        turn = np.zeros((6, 6))
+        turn[:3, :3] = turn[3:, 3:] = T[:3, :3]
+        residual = np.zeros(6)
+        residual[self._rows] = innovation.residual_m
+        pull, filled = pulled(before, turn @ residual, turn @ R_66 @ turn.T, elapsed_s, window_s)
+        mean_6 = turn.T @ pull / filled
+        mean, H = mean_6[self._rows], innovation.H_m6
+        share = variance_of_mean(elapsed_s, config.measurement_correlation_s, window_s)
+        S = H @ P_nn[:6, :6] @ H.T + share * compared(R_66, config.planar)
+        if filled > ENOUGH and float(mean @ np.linalg.solve(S, mean)) > self._pull_gate:
+            return Trend(stamp_ns, level, np.zeros(6), 0.0), mean_6
+        return Trend(stamp_ns, level, pull, filled), None

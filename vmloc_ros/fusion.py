@@ -21,9 +21,9 @@ from vmloc_ros.filter import checked_covariance, checked_pose, six_by_six
 from vmloc_ros.geometry import inverse
 from vmloc_ros.history import MEASUREMENT, ODOMETRY, POSE, History, Node
 from vmloc_ros.increments import OdometryVerdict
+from vmloc_ros.moment import Moment
 from vmloc_ros.odometry import OdometryBuffer
 from vmloc_ros.odometry_model import UNCALIBRATED, prior_variances
-from vmloc_ros.replay import Moment
 from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import FusedState, InitialPose, MeasurementResult, OdometrySample, PoseMeasurement, Verdict
 
@@ -80,6 +80,10 @@ class Fusion:
         newest_ns, begin_ns = self._history.newest_ns, self._history.window_begin_ns
         if newest_ns is not None and begin_ns is not None:
             if not begin_ns <= stamp_ns <= newest_ns + self._window_ns:
+                latest_ns = self.odometry.newest_ns
+                if latest_ns is not None and latest_ns < stamp_ns < begin_ns:
+                    # it goes on from the sample before: a backlog behind newer measurements, not a clock set back
+                    return self._refuse_odometry(OdometryVerdict.TOO_OLD)
                 if not self._clock_jumped(ODOMETRY, stamp_ns):
                     late = stamp_ns < begin_ns
                     return self._refuse_odometry(OdometryVerdict.TOO_OLD if late else OdometryVerdict.FUTURE)

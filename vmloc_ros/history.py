@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from vmloc_ros.config import FilterConfig
 from vmloc_ros.increments import OdometryVerdict, Segment
-from vmloc_ros.replay import Key, Moment, Replay
+from vmloc_ros.moment import Key, Moment
+from vmloc_ros.replay import Replay
 from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import InitialPose, MeasurementResult, OdometrySample, PoseMeasurement, Verdict
 

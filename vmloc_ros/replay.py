@@ -6,7 +6,7 @@ the sorted events again gives the same state whatever the order in which they ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +14,10 @@ from scipy.stats import chi2
 
 from vmloc_ros import relocalization
 from vmloc_ros.config import FilterConfig
-from vmloc_ros.consistency import ENOUGH, SILENCE_S, Trend, noise_level, pulled, variance_of_mean
+from vmloc_ros.consistency import Watch
 from vmloc_ros.filter import (
     PLANE,
     Innovation,
-    compared,
     correlation_inflation,
     flattened,
     innovate,
@@ -27,84 +26,17 @@ from vmloc_ros.filter import (
     tidy,
     update,
 )
-from vmloc_ros.geometry import inverse
-from vmloc_ros.increments import Motion, OdometryVerdict, Segment, Step, coasting, judge, widened
-from vmloc_ros.odometry_model import STATES, UNCALIBRATED, corrected, prior_variances
+from vmloc_ros.increments import OdometryVerdict, Segment, Step, coasting, judge, widened
+from vmloc_ros.moment import Key, Memory, Moment
+from vmloc_ros.odometry_model import STATES, corrected, prior_variances
 from vmloc_ros.relocalization import Candidate
 from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import InitialPose, MeasurementResult, OdometrySample, PoseMeasurement, Verdict
 
 Array = NDArray[np.float64]
-Key = tuple[object, ...]
-
 DOF = 6
-PULL_PROBABILITY = 0.999
-"""A mean innovation outside this share of what the covariances allow widens the state."""
 IN_PLANE_VARIANCE = 1e-9
 """Of z, roll and pitch (m^2, rad^2) in planar mode: zero, but for those who invert the covariance."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Memory:
-    """What only measurements change.
-
-    Attributes:
-        fused_ns: stamp of the last fused measurement (or of a pose set by hand).
-        by_source: the same for each source.
-        candidates: measurements that were not fused since then.
-        trends: how each source's measurements have fitted of late.
-    """
-
-    fused_ns: int | None = None
-    by_source: tuple[tuple[str, int], ...] = ()
-    candidates: tuple[Candidate, ...] = ()
-    trends: tuple[tuple[str, Trend], ...] = ()
-
-
-@dataclass(slots=True, eq=False)
-class Moment:
-    """What the filter knows at one stamp. Treated as immutable.
-
-    Attributes:
-        stamp_ns: the time.
-        T_map_base: the pose; None before there is one.
-        model_3: what the odometry does wrong, see `odometry_model`.
-        cov_99: covariance of the pose's right perturbation and of the model; None before there is a pose.
-        T_start_base: dead reckoning since the start: the odometry with its faults bridged. It never jumps.
-        metres2, radians2: its accumulated variances.
-        sample: the last odometry sample up to here.
-        T_start_sample: `T_start_base` at that sample.
-        motion: the last believed motion.
-        still_ns: since when the odometry has repeated the same pose.
-        blind_s: for how long no increment has been believed.
-        segment, verdict: the segment of odometry that leads here, and what became of it.
-        memory: what only measurements change.
-    """
-
-    stamp_ns: int
-    T_map_base: Array | None = None
-    model_3: Array = field(default_factory=lambda: UNCALIBRATED)
-    cov_99: Array | None = None
-    T_start_base: Array = field(default_factory=lambda: np.eye(4))
-    metres2: float = 0.0
-    radians2: float = 0.0
-    sample: OdometrySample | None = None
-    T_start_sample: Array = field(default_factory=lambda: np.eye(4))
-    motion: Motion | None = None
-    still_ns: int = 0
-    blind_s: float = 0.0
-    segment: Segment | None = None
-    verdict: OdometryVerdict = OdometryVerdict.USED
-    memory: Memory = Memory()
-
-    @property
-    def T_odom_base(self) -> Array:
-        """The odometry's own pose at this stamp (interpolated, bridged or held); the identity without odometry."""
-        if self.sample is None:
-            return np.eye(4)
-        if self.stamp_ns == self.sample.stamp_ns:
-            return self.sample.T_odom_base
-        return self.sample.T_odom_base @ inverse(self.T_start_sample) @ self.T_start_base
 
 
 Outcome = tuple[Moment, MeasurementResult, tuple[Key, ...]]
@@ -118,7 +50,7 @@ class Replay:
         self.config = config
         self.dof = len(PLANE) if config.planar else DOF
         self.gate = float(chi2.ppf(config.gate_probability, self.dof))
-        self.pull_gate = float(chi2.ppf(PULL_PROBABILITY, self.dof))
+        self._watch = Watch(config)
         self.candidate_gate = float(chi2.ppf(config.gate_probability, DOF))
         self._prior = prior_variances(config)
         self._walk = self._prior * config.odometry_model_walk**2
@@ -190,7 +122,7 @@ class Replay:
         """To an odometry sample, at the end of its segment."""
         after = self.advance(moment, sample.stamp_ns, segment)
         if after is moment:  # the very first event, or a sample at the stamp where history begins
-            after = self.copy(moment)
+            after = moment.copied()
         after.sample = sample
         after.T_start_sample = after.T_start_base
         if segment is None or after.verdict is OdometryVerdict.JUMP:
@@ -220,7 +152,7 @@ class Replay:
         Z = flattened(z.T_map_base, self.config.planar_height_m) if planar else z.T_map_base
         try:
             innovation = innovate(moment.T_map_base, moment.cov_99, Z, R, planar)
-            moment, widened, level = self._watch(moment, z, R, innovation)
+            moment, widened, level = self._watched(moment, z.source, R, innovation)
             assert moment.T_map_base is not None
             assert moment.cov_99 is not None
             if widened:
@@ -243,42 +175,24 @@ class Replay:
         config = self.config
         return robust_weight(nis, config.student_t_dof, self.dof, config.robust_power, config.max_robust_weight)
 
-    def _watch(
-        self, moment: Moment, z: PoseMeasurement, R: Array, innovation: Innovation
-    ) -> tuple[Moment, bool, float]:
-        """Notes how a measurement fits; widens the state where the source's have long pulled one way.
+    def _watched(self, moment: Moment, source: str, R: Array, innovation: Innovation) -> tuple[Moment, bool, float]:
+        """Notes how a measurement fits; widens the state where its source's have long pulled one way.
 
         Returns:
             The moment with the source's trend, whether its state was widened, and the source's noise level.
         """
-        config = self.config
         T, P = moment.T_map_base, moment.cov_99
         assert T is not None
         assert P is not None
-        before = next((trend for source, trend in moment.memory.trends if source == z.source), None)
-        elapsed_s = (moment.stamp_ns - before.stamp_ns) / NANOSECONDS if before else SILENCE_S
-        level = before.level if before else 1.0
-        if innovation.nis <= self.gate:
-            level = noise_level(level, elapsed_s, innovation.nis / self.dof, config.noise_level_s)
-        after, widened, pull, filled = self.copy(moment), False, np.zeros(6), 0.0
-        window_s = config.divergence_window_s
-        if window_s > 0.0:
-            turn = np.zeros((6, 6))
-            turn[:3, :3] = turn[3:, 3:] = T[:3, :3]
-            residual = np.zeros(6)
-            residual[list(PLANE) if config.planar else slice(None)] = innovation.residual_m
-            pull, filled = pulled(before, moment.stamp_ns, turn @ residual, turn @ R @ turn.T, elapsed_s, window_s)
-            mean = (turn.T @ pull / filled)[list(PLANE) if config.planar else slice(None)]
-            share = variance_of_mean(elapsed_s, config.measurement_correlation_s, window_s)
-            H = innovation.H_m6
-            S = H @ P[:6, :6] @ H.T + compared(R, config.planar) * share
-            if filled > ENOUGH and float(mean @ np.linalg.solve(S, mean)) > self.pull_gate:
-                after.cov_99, widened = self._widened(P, turn.T @ pull / filled), True
-                pull, filled = np.zeros(6), 0.0
-        others = [item for item in moment.memory.trends if item[0] != z.source][-15:]
-        trends = (*others, (z.source, Trend(moment.stamp_ns, level, pull, filled)))
-        after.memory = replace(moment.memory, trends=trends)
-        return after, widened, level
+        trends = moment.memory.trends
+        before = next((trend for name, trend in trends if name == source), None)
+        trend, pull_6 = self._watch.note(before, moment.stamp_ns, T, P, R, innovation)
+        after = moment.copied()
+        others = [item for item in trends if item[0] != source][-15:]
+        after.memory = replace(moment.memory, trends=(*others, (source, trend)))
+        if pull_6 is not None:
+            after.cov_99 = self._widened(P, pull_6)
+        return after, pull_6 is not None, trend.level
 
     def _widened(self, P: Array, pull_6: Array) -> Array:
         """The covariance with the unexplained pull as further uncertainty, and nothing known of the odometry."""
@@ -300,8 +214,8 @@ class Replay:
             T = flattened(T, self.config.planar_height_m)
             _pin(P)
         after = self._corrected(moment, T, P, source)
-        pulls_forgotten = tuple((s, replace(t, pull_6=np.zeros(6), filled=0.0)) for s, t in moment.memory.trends)
-        after.memory = replace(after.memory, trends=pulls_forgotten)
+        forgotten = tuple((name, trend.without_pull()) for name, trend in moment.memory.trends)
+        after.memory = replace(after.memory, trends=forgotten)
         return after
 
     def _correlation(self, moment: Moment, z: PoseMeasurement) -> float:
@@ -312,7 +226,7 @@ class Replay:
         return 1.0
 
     def _corrected(self, moment: Moment, T: Array, P: Array, source: str | None) -> Moment:
-        after = self.copy(moment)
+        after = moment.copied()
         by_source = moment.memory.by_source
         if source is not None:
             by_source = (*[item for item in by_source if item[0] != source][-15:], (source, moment.stamp_ns))
@@ -328,7 +242,7 @@ class Replay:
         chosen = relocalization.agreeing(candidates)
         if len(chosen) >= needed:
             return self._adopt(moment, z, chosen, f"started from {len(chosen)} measurements that agree", None)
-        after = self.copy(moment)
+        after = moment.copied()
         after.memory = Memory(None, (), candidates)
         reason = f"no pose yet: {len(chosen)} of {needed} measurements agree"
         return after, MeasurementResult(Verdict.PENDING, reason), ()
@@ -349,7 +263,7 @@ class Replay:
         if len(chosen) >= config.relocalize_after and span_ns >= enough_ns:
             reason = f"re-localized: {len(chosen)} refused measurements agree over {span_ns / NANOSECONDS:.2f} s"
             return self._adopt(moment, z, chosen, reason, nis)
-        after = self.copy(moment)
+        after = moment.copied()
         after.memory = replace(memory, candidates=candidates)
         return after, result, ()
 
@@ -368,27 +282,6 @@ class Replay:
             return moment, MeasurementResult(Verdict.NOT_FINITE, "covariances are numerically singular"), ()
         after = self._placed(moment, tidy(T), P, z.source)
         return after, MeasurementResult(Verdict.FUSED, reason, nis, self.dof), tuple(c.key for c in chosen[:-1])
-
-    @staticmethod
-    def copy(moment: Moment) -> Moment:
-        """A moment to be changed by the step that makes it."""
-        return Moment(
-            moment.stamp_ns,
-            moment.T_map_base,
-            moment.model_3,
-            moment.cov_99,
-            moment.T_start_base,
-            moment.metres2,
-            moment.radians2,
-            moment.sample,
-            moment.T_start_sample,
-            moment.motion,
-            moment.still_ns,
-            moment.blind_s,
-            moment.segment,
-            moment.verdict,
-            moment.memory,
-        )
 
 
 def _pin(P: Array) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 from geometry_msgs.msg import PoseWithCovarianceStamped
@@ -24,6 +26,8 @@ from vmloc_ros.ros.transforms import TransformSender
 from vmloc_ros.types import Frame, Mode, OdometrySample, Status
 
 OUTPUT_DEPTH = 50
+LARGEST_VARIANCE = 1e100
+"""m^2, rad^2: no pose; and far enough from the largest number for sums of products."""
 
 
 class Publishers:
@@ -98,23 +102,33 @@ class Publishers:
             self._path.publish(self._path_buffer.serialized(self._newest_ns))
 
     def _publish_status(self, status: Status) -> None:
-        self.last_status = status
-        poses = [status.state, status.measurement]
-        if not all(p is None or self._finite("status", p.T_map_base, p.cov_66) for p in poses):
-            return
+        self.last_status = status = self._sound(status)
         self._status.publish(status_message(status, self._map))
         if status.measurement is not None:
             self._network_pose.publish(
                 pose_stamped(status.stamp_ns, self._map, status.measurement.T_map_base, status.measurement.cov_66)
             )
 
+    def _sound(self, status: Status) -> Status:
+        """The status without what is not finite: a frame whose answer was refused still has its line in the diary."""
+        state, measurement = status.state, status.measurement
+        if state is not None and not self._finite("status", state.T_map_base, state.cov_66):
+            state = None
+        if measurement is not None and not self._finite("network_pose", measurement.T_map_base, measurement.cov_66):
+            measurement = None
+        nis = status.nis if status.nis is not None and math.isfinite(status.nis) else None
+        weights = {name: value for name, value in status.expert_weights.items() if math.isfinite(value)}
+        health = status.health if math.isfinite(status.health) else 0.0
+        return replace(status, state=state, measurement=measurement, nis=nis, expert_weights=weights, health=health)
+
     def _publish_depth(self, frame: Frame) -> None:
         wanted = self._config.output.publish_projected_depth and self._depth.get_subscription_count() > 0
         if frame.depth_m is not None and wanted:
             self._depth.publish(depth_image(frame.stamp_ns, self.camera_frame, frame.depth_m))
 
-    def _finite(self, name: str, *arrays: Array) -> bool:
-        if all(bool(np.isfinite(array).all()) for array in arrays):
+    def _finite(self, name: str, T: Array, cov_66: Array) -> bool:
+        """Whether a pose can go out; a covariance near the largest number overflows when it is turned for the wire."""
+        if bool(np.isfinite(T).all()) and float(np.abs(cov_66).max()) < LARGEST_VARIANCE:  # False for NaN
             return True
         self.withheld[name] += 1
         return False
