@@ -13,6 +13,8 @@ from rich.console import Console
 
 from vmloc_ros.commands import bench, bench_training
 from vmloc_ros.errors import CheckpointError
+from vmloc_ros.filter import checked_pose
+from vmloc_ros.types import Verdict
 
 
 def test_both_sides_are_timed_alternately() -> None:
@@ -29,15 +31,34 @@ def test_rows_are_finite(rows: object) -> None:
         assert math.isfinite(row.ratio)
 
 
-def test_late_poses_are_really_fused() -> None:
-    drive = bench._Drive(bench.exp_se3([0.1, 0.0, 0.0, 0.0, 0.0, 0.005]))
-    drive.start_late(0.2)
-    for _ in range(80):
-        drive.measure(0.2)
-    counters = drive._fusion.counters()
+def test_late_poses_are_a_second_late_and_really_fused() -> None:
+    drive = bench._Drive()
+    for _ in range(20):
+        drive.advance()
+        newest_ns = drive.fusion.newest_ns
+        assert newest_ns is not None
+        assert newest_ns - drive._poses[0][0] == 1_000_000_000
+        assert drive.measure_late().verdict is Verdict.FUSED
+    drive.fusion.flush()
+    counters = drive.fusion.counters()
     refused = {name: n for name, n in counters.items() if n and name not in ("verdict.fused", "odometry.used")}
     assert refused == {}
-    assert counters["verdict.fused"] > 60
+    assert counters["verdict.fused"] == 40
+
+
+def test_the_odometry_that_is_timed_is_as_messages_give_it() -> None:
+    """The filter takes the poses as they are: bringing stray rotations back would be timed as well."""
+    drive = bench._Drive()
+    drive.prepare(2_000)
+    assert all(checked_pose(sample.T_odom_base) is sample.T_odom_base for sample in drive._prepared)
+
+
+def test_what_prepares_a_turn_comes_before_both_sides() -> None:
+    calls: list[str] = []
+    bench.timed(
+        "part", "ours", lambda: calls.append("a"), "theirs", lambda: calls.append("b"), 3, lambda: calls.append("-")
+    )
+    assert calls == ["-", "a", "b"] * 4
 
 
 def test_the_whole_benchmark_with_the_packaged_model(tmp_path: Path, project_root: Path) -> None:
@@ -49,6 +70,10 @@ def test_the_whole_benchmark_with_the_packaged_model(tmp_path: Path, project_roo
     text = console.export_text()
     assert "ratio" in text
     assert "message to pose" in text
+    assert [(row.name, row.limit_ms) for row in rows if row.limit_ms is not None] == [
+        ("an odometry sample", 0.04),
+        ("a pose 1 s late, 100 samples stepped through again", 2.5),
+    ]
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
