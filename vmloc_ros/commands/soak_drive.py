@@ -15,7 +15,7 @@ from itertools import count
 import numpy as np
 
 from vmloc_ros.config import InputConfig, ProjectionConfig
-from vmloc_ros.geometry import Array, exp_se3, make_pose
+from vmloc_ros.geometry import Array, exp_se3, make_pose, orthonormalise
 from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import (
     CameraInfo,
@@ -159,7 +159,7 @@ class Drive:
         T = self._T_odom_base
         for k in range(n):
             T = poses[k] = T @ steps[k] @ exp_se3(errors[k])
-        self._T_odom_base = T.copy()
+        self._T_odom_base = orthonormalise(T)
         kept = self._break_odometry(fault, poses)
         frames = ["odom"] * n
         if fault == "odometry of another frame":
