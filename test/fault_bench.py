@@ -1,4 +1,4 @@
-"""A node to try faults on: what it was sent, what it said, what it did, and how long it took to be right again.
+"""A node to try faults on, and everything that it publishes meanwhile.
 
 Several tests share one node. Between them the reset service makes it forget everything but its calibration, and the
 totals of before are subtracted.
@@ -7,8 +7,8 @@ totals of before are subtracted.
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,188 +17,34 @@ from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
-from faulty_world import Faults
+from fault_outcome import RECEIVED, Outcome, totals
+from faulty_world import Faults, seconds_of
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from nav_msgs.msg import Path as PathMessage
-from ros_graph import Graph, NodeProcess, running_node, wait_until
+from ros_graph import INPUT_TOPICS, Graph, NodeProcess, running_node, wait_until
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 from vmloc_msgs.msg import LocalizationStatus
 from worlds import SECOND, START_NS, mountings, odometry
 
-from vmloc_ros.geometry import Array, pose_from_quaternion
 from vmloc_ros.messages import stamp_ns
 from vmloc_ros.ros import qos
 from vmloc_ros.types import Event, EventKind
 
 SPEED = 5.0
-HOLE_S = 0.4
-"""Without a pose for longer than this (of data) nobody knows where the robot is."""
+AHEAD_S = 0.4
+"""The sender is at most so much data ahead of the node."""
 PROBE_NS = START_NS - 100_000 * SECOND
-CARRIED = (EventKind.IMAGE, EventKind.CLOUD, EventKind.DEPTH, EventKind.SCAN)
-RECEIVED = {EventKind.IMAGE: "images", EventKind.CLOUD: "clouds", EventKind.DEPTH: "depths", EventKind.SCAN: "scans"}
 
 
-def pose_of(pose: Any) -> Array:
-    """`T` of a geometry_msgs/Pose."""
-    p, q = pose.position, pose.orientation
-    return pose_from_quaternion([p.x, p.y, p.z], [q.x, q.y, q.z, q.w])
+@dataclass(frozen=True)
+class Extra:
+    """A message to send at a time of the drive."""
 
-
-def transform_of(transform: Any) -> Array:
-    """`T_parent_child` of a geometry_msgs/Transform."""
-    t, q = transform.translation, transform.rotation
-    return pose_from_quaternion([t.x, t.y, t.z], [q.x, q.y, q.z, q.w])
-
-
-def totals(status: LocalizationStatus) -> Counter[str]:
-    """The counters of a status."""
-    return Counter(dict(zip(status.counter_names, status.counter_values, strict=True)))
-
-
-def numbers(message: Any) -> Iterator[float]:
-    """Every floating point number in a message, however deep."""
-    if isinstance(message, float):
-        yield message
-    elif hasattr(message, "get_fields_and_field_types"):
-        for name in message.get_fields_and_field_types():
-            yield from numbers(getattr(message, name))
-    elif not isinstance(message, str | bytes | bytearray) and hasattr(message, "__iter__"):
-        for item in message:
-            yield from numbers(item)
-
-
-@dataclass
-class Outcome:
-    """What one fault led to.
-
-    Attributes:
-        faults: the world's, which knows the truth.
-        poses, network, tf, statuses, paths, depths: everything the node published.
-        counted: how much every counter has grown; verdicts are final.
-        sent: messages by kind.
-        log: what the node has logged.
-    """
-
-    faults: Faults
-    poses: list[PoseWithCovarianceStamped]
-    network: list[PoseWithCovarianceStamped]
-    tf: list[TFMessage]
-    statuses: list[LocalizationStatus]
-    paths: list[PathMessage]
-    depths: list[Image]
-    counted: Counter[str]
-    sent: Counter[EventKind]
-    log: str
-
-    @property
-    def frames(self) -> list[LocalizationStatus]:
-        """The statuses of frames, without heartbeats."""
-        return [status for status in self.statuses if status.is_frame]
-
-    @property
-    def distinct_poses(self) -> list[PoseWithCovarianceStamped]:
-        """The first of the poses with one stamp."""
-        pairs = itertools.pairwise([None, *self.poses])
-        return [pose for before, pose in pairs if before is None or before.header.stamp != pose.header.stamp]
-
-    @property
-    def transforms(self) -> list[Any]:
-        """All transforms of /tf in order."""
-        return [transform for message in self.tf for transform in message.transforms]
-
-    def errors(self, from_s: float = -np.inf, to_s: float = np.inf) -> Array:
-        """(N, 2) of ~/pose: seconds of the drive, metres off the truth."""
-        rows = []
-        for pose in self.poses:
-            stamp = stamp_ns(pose.header.stamp)
-            rows.append((self.faults.seconds(stamp), self.off_m(pose)))
-        table = np.array(rows).reshape(-1, 2)
-        return np.asarray(table[(table[:, 0] >= from_s) & (table[:, 0] < to_s)])
-
-    def off_m(self, pose: PoseWithCovarianceStamped) -> float:
-        """How far from the truth a pose is."""
-        T_map_base = self.faults.true_pose(stamp_ns(pose.header.stamp))
-        return float(np.linalg.norm(pose_of(pose.pose.pose)[:3, 3] - T_map_base[:3, 3]))
-
-    def worst_m(self, from_s: float = -np.inf, to_s: float = np.inf) -> float:
-        """The largest error in a span of the drive; a span without a pose is an error of the test."""
-        errors = self.errors(from_s, to_s)
-        assert len(errors), f"no pose between {from_s} and {to_s} s"
-        return float(errors[:, 1].max())
-
-    def covariance_near(self, second: float) -> Array:
-        """The covariance (6, 6) of ~/pose nearest to a time of the drive."""
-        poses = {abs(self.faults.seconds(stamp_ns(p.header.stamp)) - second): p for p in self.poses}
-        return np.reshape(poses[min(poses)].pose.covariance, (6, 6))
-
-    def recovery_s(self, from_s: float, limit_m: float) -> float:
-        """Data time from `from_s` until the pose is there and below `limit_m`, for good; infinite if it never is.
-
-        The poses are looked at in order of arrival, so those of a bag's second round can be asked for alone.
-        """
-        good_since, before_s = np.inf, from_s - HOLE_S
-        for seconds, error_m in self.errors(from_s):
-            if error_m >= limit_m:
-                good_since = np.inf
-            elif not np.isfinite(good_since) or seconds - before_s > HOLE_S:
-                good_since = seconds
-            before_s = seconds
-        return float(good_since - from_s)
-
-    def tell(self, fault: str, from_s: float, limit_m: float, within_s: float) -> float:
-        """Prints a row of docs/faults.md and holds the recovery against its limit."""
-        recovery_s = self.recovery_s(from_s, limit_m)
-        worst_m = float(self.errors(from_s)[:, 1].max(initial=0.0))
-        print(
-            f"\nFAULT {fault}: below {limit_m:g} m for good {recovery_s:.2f} s after it (limit {within_s:g} s), ",
-            end="",
-        )
-        print(f"worst {worst_m:.1f} m, " + ", ".join(f"{k}: {n}" for k, n in sorted(self.counted.items()) if n))
-        assert recovery_s <= within_s, f"{fault}: {recovery_s:.2f} s until below {limit_m} m"
-        return recovery_s
-
-    # ------------------------------------------------------------------------------------------------------------ laws
-
-    def check_outputs(self, falls: int = 0) -> None:
-        """Nothing that is not finite; TF stamps never repeat, and fall back only where the data did."""
-        for message in (*self.poses, *self.network, *self.tf, *self.statuses, *self.paths):
-            assert np.isfinite(list(numbers(message))).all(), f"not finite: {message}"
-        for image in self.depths:
-            assert not np.isinf(np.frombuffer(image.data, np.float32)).any()
-        assert {(t.header.frame_id, t.child_frame_id) for t in self.transforms} <= {("map", "odom")}
-        stamps = [stamp_ns(t.header.stamp) for t in self.transforms]
-        assert sum(after == before for before, after in itertools.pairwise(stamps)) == 0, "TF repeats a stamp"
-        assert sum(after < before for before, after in itertools.pairwise(stamps)) == falls, "TF goes backwards"
-        assert [stamp_ns(p.header.stamp) for p in self.distinct_poses] == stamps, "~/pose and TF disagree"
-        for pose in self.poses:
-            cov_66 = np.reshape(pose.pose.covariance, (6, 6))
-            assert np.linalg.eigvalsh(0.5 * (cov_66 + cov_66.T)).min() > 0.0
-
-    def check_counters(self) -> None:
-        """Whatever was sent is accounted for, message by message."""
-        counted = self.counted
-        odd_stamps = sum(n for name, n in counted.items() if name.startswith("rejected.stamp_"))
-        odometries = self.total("odometry.") + self.total("rejected.odom_")
-        assert odometries <= self.sent[EventKind.ODOMETRY] <= odometries + odd_stamps
-        for kind, name in RECEIVED.items():
-            refused = sum(counted[f"rejected.{kind.value}_{why}"] for why in ("empty", "sizes", "fields", "not_finite"))
-            assert counted[f"{name}.received"] + refused == self.sent[kind], f"{name}: {counted}"
-        assert counted["frames.paired"] == counted["frames.inferred"] + counted["frames.stale"]
-        assert counted["frames.inferred"] == len(self.frames)
-        assert counted["frames.inferred"] == counted["frames.no_pose"] + self.total("verdict.")
-
-    def total(self, prefix: str) -> int:
-        """Sum of the counters whose names begin so."""
-        return sum(count for name, count in self.counted.items() if name.startswith(prefix))
-
-    def check_transforms(self, sent: Iterable[Event]) -> None:
-        """`map -> odom` times the odometry that was sent is the pose, at every stamp."""
-        T_odom_base = {e.stamp_ns: e.payload.T_odom_base for e in sent if e.kind is EventKind.ODOMETRY}
-        for pose, transform in zip(self.distinct_poses, self.transforms, strict=True):
-            T_map_base = transform_of(transform.transform) @ T_odom_base[stamp_ns(pose.header.stamp)]
-            np.testing.assert_allclose(T_map_base, pose_of(pose.pose.pose), atol=1e-5)
+    at_s: float
+    kind: EventKind
+    message: Any
 
 
 @dataclass
@@ -234,15 +80,48 @@ class FaultBench:
         self._sent.clear()
         self._log_begin = len(self.node.output())
 
-    def play(self, events: Iterable[Event], speed: float = SPEED) -> None:
-        """Sends a drive (without its mountings, which the node has)."""
-        events = [event for event in events if event.kind is not EventKind.STATIC_TRANSFORM]
-        self._sent.update(event.kind for event in events)
-        self.graph.play(events, speed)
+    def play(
+        self, events: Iterable[Event], speed: float = SPEED, extras: Iterable[Extra] = (), ahead_s: float = AHEAD_S
+    ) -> None:
+        """Sends a drive (without its mountings, which the node has), and messages that no event can express.
 
-    def count_sent(self, kind: EventKind, count: int = 1) -> None:
-        """For messages that the test has published itself."""
-        self._sent[kind] += count
+        Args:
+            events: in order of arrival.
+            speed: a multiple of the drive's own pace.
+            extras: sent in between, before the first event that is later.
+            ahead_s: of data: the sender waits for a node that is further behind, for a machine that is busy with
+                something else makes topics overtake each other, which is not the fault to be tried.
+        """
+        events = [event for event in events if event.kind is not EventKind.STATIC_TRANSFORM]
+        waiting = deque(sorted(extras, key=lambda extra: extra.at_s))
+        self._sent.update(item.kind for item in (*events, *waiting))
+        self.graph.prepare(events)
+        for topic in {INPUT_TOPICS[extra.kind]: extra for extra in waiting}.values():
+            self.graph.publisher(type(topic.message), INPUT_TOPICS[topic.kind])
+        begin_s = min([seconds_of(events[0]), *(extra.at_s for extra in waiting)])
+        started_s = time.monotonic()
+        heard_ns = odometry_ns = events[0].stamp_ns
+        for event in events:
+            while waiting and waiting[0].at_s <= seconds_of(event):
+                extra = waiting.popleft()
+                time.sleep(max((extra.at_s - begin_s) / speed - (time.monotonic() - started_s), 0.0))
+                self.graph.publisher(type(extra.message), INPUT_TOPICS[extra.kind]).publish(extra.message)
+            time.sleep(max((seconds_of(event) - begin_s) / speed - (time.monotonic() - started_s), 0.0))
+            if event.stamp_ns - heard_ns > ahead_s * SECOND:
+                heard_ns = event.stamp_ns
+                self._wait_for(self.statuses, event.stamp_ns - SECOND, 3.0)
+                self._wait_for(self.poses, odometry_ns - round(ahead_s * SECOND), 0.3)
+            if event.kind is EventKind.ODOMETRY:
+                odometry_ns = event.stamp_ns
+            self.graph.send([event])
+        assert not waiting, "an extra is later than the drive"
+
+    @staticmethod
+    def _wait_for(outputs: list[Any], stamp: int, patience_s: float) -> None:
+        """Until the node has come so far; not for ever, for a fault may silence it."""
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline and not (outputs and stamp_ns(outputs[-1].header.stamp) >= stamp):
+            time.sleep(0.002)
 
     def end(self) -> Outcome:
         """Waits until every message was seen and every frame processed, and takes the final counters."""
@@ -265,7 +144,7 @@ class FaultBench:
             return "a status in the silence after the drive"
         now = totals(silent[-1])
         now.subtract(self._before)
-        seen = [now[f"{name}.received"] + now[f"rejected.{kind.value}_empty"] for kind, name in RECEIVED.items()]
+        seen = [now[f"{name}.received"] + now[f"rejected.{kind.value}_not_finite"] for kind, name in RECEIVED.items()]
         sent = [self._sent[kind] for kind in RECEIVED]
         frames = len([s for s in self.statuses if s.is_frame])
         done = now["frames.inferred"] + now["frames.stale"]
@@ -319,8 +198,8 @@ def lines(arrays: Iterable[DiagnosticArray], part: str) -> list[Any]:
 
 
 @contextmanager
-def fault_bench(folder: Path, parameters: dict[str, Any] | None = None) -> Iterator[FaultBench]:
-    """A node in a faulty world, with its mountings; it must end in order."""
+def fault_bench(folder: Path, parameters: dict[str, Any] | None = None, mounted: bool = True) -> Iterator[FaultBench]:
+    """A node in a faulty world, with its mountings unless the test sends them; it must end in order."""
     graph = Graph()
     Faults().write(folder)
     parameters = dict(parameters or {})
@@ -329,7 +208,8 @@ def fault_bench(folder: Path, parameters: dict[str, Any] | None = None) -> Itera
         with running_node(folder, parameters) as node:
             bench = FaultBench(graph, node, folder)
             node.wait_for("active;")
-            graph.send(mountings())
+            if mounted:
+                graph.send(mountings())
             yield bench
             assert node.end() == 0, node.output()
             assert "Traceback" not in node.output()

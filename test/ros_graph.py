@@ -35,7 +35,8 @@ PATIENCE_S = 40.0
 """Only an upper limit: what is waited for comes in a second, but the machine may be busy with something else."""
 SETTLE_S = 0.3
 """A subscriber that the publisher has found may need a little longer to find the publisher."""
-DEEP_QUEUES = {f"/{name}": {"subscription": {"depth": 500}} for name in ("image", "camera_info", "points", "odom")}
+DEEP = ("image", "camera_info", "points", "scan", "depth", "odom", "initialpose")
+DEEP_QUEUES = {f"/{name}": {"subscription": {"depth": 500}} for name in DEEP}
 """Drives are sent at a multiple of their pace to a process that the machine may stop for a second."""
 
 INPUT_TOPICS = {
@@ -109,7 +110,7 @@ class Graph:
         if inputs and self.node.count_services("/localizer/get_state"):
             self.state()  # an answer shows that a busy machine let the localizer run since
 
-    def _prepare(self, events: list[Event]) -> None:
+    def prepare(self, events: list[Event]) -> None:
         """Publishers for all that is going to be sent, found by their subscribers."""
         topics = {INPUT_TOPICS[event.kind]: event for event in events}
         new = [topic for topic in topics if topic not in self._publishers]
@@ -119,7 +120,7 @@ class Graph:
     def send(self, events: Iterable[Event], pause_s: float = 0.0) -> None:
         """Publishes events as messages, on the topics that the node has by default."""
         events = list(events)
-        self._prepare(events)
+        self.prepare(events)
         for event in events:
             self._send(event)
             time.sleep(pause_s)
@@ -127,7 +128,7 @@ class Graph:
     def play(self, events: Iterable[Event], speed: float = 4.0) -> None:
         """Publishes a drive at a multiple of its own pace."""
         events = list(events)
-        self._prepare(events)
+        self.prepare(events)
         first_ns = min(event.stamp_ns for event in events if event.stamp_ns)
         begin_s = time.monotonic()
         for event in events:
