@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 from vmloc_ros import cli
 from vmloc_ros.clock import ClockVerdict
 from vmloc_ros.commands import soak as module
-from vmloc_ros.commands.soak import Equation, Soak, SoakReport, Tenth, resident_kib, run_soak
+from vmloc_ros.commands.soak import Soak, resident_kib, run_soak
 from vmloc_ros.commands.soak_drive import BLOCK_NS, FAULTS, START_NS, Drive, true_pose, true_poses
+from vmloc_ros.commands.soak_report import Equation, SoakReport, Tenth
 from vmloc_ros.errors import SetupError
-from vmloc_ros.frame_queue import FrameQueue
 from vmloc_ros.geometry import is_pose
+from vmloc_ros.outputs import Outputs
 from vmloc_ros.pipeline import Pipeline
 from vmloc_ros.types import EventKind
 
@@ -48,6 +49,7 @@ def reachable_bytes(pipeline: Pipeline) -> int:
 class Run:
     """A whole run, and what the pipeline held after resets at four and at ten tenths of it."""
 
+    soak: Soak
     report: SoakReport
     early_bytes: int
     late_bytes: int
@@ -60,7 +62,7 @@ def run() -> Run:
         if number in (4, 10):
             soak.pipeline.reset("what is left now is what nothing ever takes away")
             held.append(reachable_bytes(soak.pipeline))
-    return Run(soak.report(), *held)
+    return Run(soak, soak.report(), *held)
 
 
 def test_the_books_balance(run: Run) -> None:
@@ -103,21 +105,35 @@ def test_what_grows_is_seen() -> None:
     assert reachable_bytes(soak.pipeline) - early > ALLOWED_BYTES
 
 
-def test_a_lost_frame_and_a_bad_state_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frames that go stale without being counted break an equation; so does a NaN that gets out."""
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("odometry.used", "odometry.duplicate", "rejected.stamp_zero", "verdict.fused", "verdict.too_old"),
+        *("frames.no_pose", "frames.stale", "frames.paired", "frames.inferred", "images.received", "clouds.received"),
+    ],
+)
+@pytest.mark.parametrize("off", [-1, 1])
+def test_one_that_is_missing_or_too_many_is_told(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str, off: int
+) -> None:
+    counters = run.soak.pipeline.counters()
+    monkeypatch.setattr(run.soak.pipeline, "counters", lambda: counters | {name: counters[name] + off})
+    assert any(not equation.holds for equation in run.soak.report().equations)
 
-    def first_quietly_lost(queue: FrameQueue) -> object:
-        return queue._jobs.popleft().key if len(queue._jobs) > 1 else (queue._jobs[0].key if queue._jobs else None)
 
-    monkeypatch.setattr(FrameQueue, "first", first_quietly_lost)
+def test_a_number_that_is_not_finite_is_told() -> None:
     soak = Soak(seed=1)
-    for _ in soak.run(3_000, 10):
+    for _ in soak.run(200, 1):
         pass
-    assert any("frames.paired" in line for line in soak.report().failures)
     state = soak.pipeline._fusion.state()
     assert state is not None
-    soak._check(replace(state, cov_66=np.full((6, 6), np.nan)))
-    assert any("1 poses" in line for line in soak.report().failures)
+    for broken in (
+        replace(state, cov_66=np.full((6, 6), np.nan)),
+        replace(state, T_map_base=np.full((4, 4), np.inf)),
+        replace(state, T_map_odom=np.full((4, 4), np.nan)),
+    ):
+        soak._look(Outputs(states=[broken]))
+    assert any("3 poses" in line for line in soak.report().failures)
 
 
 def test_the_same_seed_gives_the_same_counters_and_another_one_others() -> None:

@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
+from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
 from vmloc_ros import files
 from vmloc_ros.clock import ClockVerdict
 from vmloc_ros.commands.soak_drive import T_BASE_CAMERA, T_BASE_LIDAR, Card, Drive, ErringLocalizer, true_pose
+from vmloc_ros.commands.soak_report import Equation, Errors, SoakReport, Tenth, print_soak
 from vmloc_ros.config import InputConfig, LocalizerConfig, ProjectionConfig
 from vmloc_ros.errors import SetupError
 from vmloc_ros.geometry import Array
@@ -36,89 +36,7 @@ from vmloc_ros.types import EventKind, FusedState, Status
 
 MEMORY_FILE = Path("/proc/self/status")
 TENTHS = 10
-MAX_GROWTH = 0.02
 ERROR_BINS_M = np.concatenate([[0.0], np.geomspace(1e-3, 1e5, 801)])
-
-
-@dataclass(frozen=True, slots=True)
-class Tenth:
-    """Where the run stood when another tenth of the odometry had been sent."""
-
-    odometry: int
-    seconds: float
-    resident_kib: int
-
-
-@dataclass(frozen=True, slots=True)
-class Equation:
-    """Two totals that must be the same."""
-
-    words: str
-    left: int
-    right: int
-
-    @property
-    def holds(self) -> bool:
-        return self.left == self.right
-
-
-@dataclass(frozen=True, slots=True)
-class Errors:
-    """Distances from the truth (m); quantiles are those of a histogram with bins of 2.3 %."""
-
-    n: int
-    mean: float
-    median: float
-    p95: float
-    max: float
-
-
-@dataclass(frozen=True, slots=True)
-class SoakReport:
-    """What `run_soak` found.
-
-    Attributes:
-        tenths: memory and time along the run.
-        equations: of the counters.
-        not_finite: states with a number that is not finite.
-        counters: the pipeline's totals.
-        sent: messages by kind.
-        answers: the network's by kind.
-        faults: ten-second blocks by fault.
-        network, fused: errors of the network's answers that are finite and stamped as they should be, and of the
-            filter at the frames' stamps; None where there are none.
-        seconds: the whole run took.
-    """
-
-    tenths: tuple[Tenth, ...]
-    equations: tuple[Equation, ...]
-    not_finite: int
-    counters: Mapping[str, int]
-    sent: Mapping[str, int]
-    answers: Mapping[str, int]
-    faults: Mapping[str, int]
-    network: Errors | None
-    fused: Errors | None
-    seconds: float
-
-    @property
-    def growth(self) -> float:
-        """By how much the largest resident memory after the first tenth is above that of its end, as a share."""
-        first, *later = (tenth.resident_kib for tenth in self.tenths)
-        return max(later, default=first) / first - 1.0
-
-    @property
-    def failures(self) -> list[str]:
-        """What must not be, a line each."""
-        lines = [f"{e.words}: {e.left} is not {e.right}" for e in self.equations if not e.holds]
-        if self.not_finite:
-            lines.append(f"{self.not_finite} poses left the pipeline with a number that is not finite")
-        if self.growth >= MAX_GROWTH:
-            lines.append(
-                f"resident memory has grown by {100.0 * self.growth:.1f} % after the first tenth; less than "
-                f"{100.0 * MAX_GROWTH:.0f} % is allowed"
-            )
-        return lines
 
 
 def run_soak(
@@ -154,7 +72,7 @@ def run_soak(
                 highlight=False,
             )
     report = soak.report()
-    _print(report, console)
+    print_soak(report, console)
     if json is not None:
         failures = {"growth": report.growth, "failures": report.failures}
         files.write_json(json, {"seed": seed, **asdict(report), **failures})
@@ -304,7 +222,7 @@ class Soak:
 class _Histogram:
     """Errors of any number in memory of constant size."""
 
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(len(ERROR_BINS_M) + 1, np.int64))
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(ERROR_BINS_M) + 1, np.int64))
     total: float = 0.0
     largest: float = 0.0
 
@@ -322,7 +240,7 @@ class _Histogram:
             return None
         reached = np.cumsum(self.counts)
         median, p95 = (
-            float(ERROR_BINS_M[min(np.searchsorted(reached, share * n), len(ERROR_BINS_M) - 1)])
+            float(ERROR_BINS_M[min(int(np.searchsorted(reached, share * n)), len(ERROR_BINS_M) - 1)])
             for share in (0.5, 0.95)
         )
         return Errors(n, self.total / n, median, p95, self.largest)
@@ -334,35 +252,3 @@ def _distance(T: Array, T_true: Array) -> float:
 
 def _sum(counters: Mapping[str, int], prefix: str) -> int:
     return sum(count for name, count in counters.items() if name.startswith(prefix))
-
-
-def _print(report: SoakReport, console: Console) -> None:
-    for title, counts in (
-        ("messages", report.sent),
-        ("blocks of ten seconds, by fault", report.faults),
-        ("answers of the network", report.answers),
-        ("counters", {name: count for name, count in report.counters.items() if count}),
-    ):
-        words = ", ".join(f"{name} {count}" for name, count in counts.items())
-        console.print(f"{title}: {words}", soft_wrap=True, highlight=False)
-    table = Table("", "n", "mean", "median", "p95", "max", box=SIMPLE_HEAD, title="distance from the truth (m)")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name, errors in (("network", report.network), ("fused, at the frames", report.fused)):
-        if errors is not None:
-            values = (errors.mean, errors.median, errors.p95, errors.max)
-            table.add_row(name, str(errors.n), *(f"{value:.2f}" for value in values))
-    console.print(table)
-    for equation in report.equations:
-        sign = "=" if equation.holds else "is not"
-        console.print(f"{equation.words}: {equation.left} {sign} {equation.right}", soft_wrap=True, highlight=False)
-    odometry, frames = report.tenths[-1].odometry, report.counters["frames.inferred"]
-    console.print(
-        f"{odometry} odometry messages and {frames} frames in {report.seconds:.0f} s "
-        f"({odometry / report.seconds:.0f} and {frames / report.seconds:.0f} a second); resident memory "
-        f"{100.0 * report.growth:+.2f} % after the first tenth; {report.not_finite} states not finite",
-        soft_wrap=True,
-        highlight=False,
-    )
-    for failure in report.failures:
-        console.print(f"failed: {failure}", soft_wrap=True, highlight=False)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vmloc_ros.config import InputConfig, ProjectionConfig
 from vmloc_ros.geometry import Array, exp_se3, make_pose, orthonormalise
@@ -64,7 +65,7 @@ CLOCK_STEPS_NS = {
 """What is added to the stamps where such a block begins."""
 
 
-def true_poses(stamps_ns: np.ndarray) -> Array:
+def true_poses(stamps_ns: NDArray[np.int64]) -> Array:
     """`T_map_base` (N, 4, 4) at stamps (N,): 3.6 to 7.6 m/s, rolling and pitching a little."""
     phase = (stamps_ns % (LAP_S * NANOSECONDS)) * (2.0 * math.pi / (LAP_S * NANOSECONDS))
     yaw = np.arctan2(2.0 * 40.0 * np.cos(2.0 * phase), 90.0 * np.cos(phase))
