@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from faulty_world import FaultyLocalizer
 from worlds import ScriptedCard, ScriptedLocalizer
 
-from vmloc_ros.config import ModelConfig
+from vmloc_ros.config import ModelConfig, ProjectionConfig
 from vmloc_ros.errors import CheckpointError, VmlocError
 from vmloc_ros.ros.node import run_node
 from vmloc_ros.types import Frame, FusedState, NoPose, PoseEstimate
@@ -55,6 +55,9 @@ class OtherSilentLocalizer(SilentLocalizer):
 def load(path: Path, config: ModelConfig) -> Localizer:
     if path.name == "faulty":
         return FaultyLocalizer(folder=path.parent)  # type: ignore[return-value]
+    if path.name == "cylindrical":
+        card = ScriptedCard(projection=ProjectionConfig(kind="cylindrical", width=192))
+        return ScriptedLocalizer(card=card)  # type: ignore[return-value]
     kinds = {
         "scripted": ScriptedLocalizer,
         "slow": SlowLocalizer,

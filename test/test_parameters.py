@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from vmloc_ros.config import FilterConfig, LocalizerConfig, flat_names, load_config
+from vmloc_ros.config import (
+    FilterConfig,
+    InputConfig,
+    LocalizerConfig,
+    ProjectionConfig,
+    flat_names,
+    load_config,
+    parse,
+)
 from vmloc_ros.errors import ConfigError
 from vmloc_ros.parameter_file import parameters, render
 
@@ -79,6 +87,33 @@ def test_parameters_become_the_configuration(make_node: Any) -> None:
     described = node.describe_parameter("filter.window_s")
     assert described.description == "History kept for late measurements."
     assert described.additional_constraints == "> 0"
+
+
+def test_what_is_not_given_of_the_sensors_is_as_in_the_training() -> None:
+    trained_input = InputConfig(depth_source="scan", min_depth_returns=7)
+    trained = ProjectionConfig(kind="cylindrical", width=192, window_s=0.45)
+    config = parse(LocalizerConfig, {"projection": {"width": 200}, "filter": {"window_s": 4.0}}, "test")
+    used = config.as_trained(trained_input, trained)
+    assert used.input == trained_input
+    assert used.projection == trained.model_copy(update={"width": 200})
+    assert used.filter == config.filter
+    assert LocalizerConfig().as_trained(trained_input, trained).projection == trained
+    given = LocalizerConfig.model_validate(LocalizerConfig().model_dump())
+    assert given.as_trained(trained_input, trained) == LocalizerConfig()  # all of it was given
+
+
+def test_the_node_shows_what_it_took_from_the_model(make_node: Any) -> None:
+    """Again and again: what one model's training has said is no wish of the user's when another model comes."""
+    from rclpy.parameter import Parameter
+
+    node = make_node("projection.width:=200", "model.path:=cylindrical")
+    for path, kind in (("cylindrical", "cylindrical"), ("scripted", "pinhole"), ("cylindrical", "cylindrical")):
+        node.set_parameters([Parameter("model.path", value=path)])
+        assert node.start()
+        assert node.get_parameter("projection.kind").value == kind
+        assert node.get_parameter("projection.width").value == 200
+        node.trigger_deactivate()
+        node.trigger_cleanup()
 
 
 @pytest.mark.parametrize(

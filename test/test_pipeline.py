@@ -290,6 +290,19 @@ def test_a_camera_without_depth_needs_no_odometry_to_be_fused() -> None:
     assert all(s.key.depth_stamps_ns == () for s in outputs.statuses if s.key)
 
 
+def test_a_short_jump_back_without_odometry_starts_over_wholly() -> None:
+    """Shorter than what the data clock takes for a jump: the filter notices by the measurements, and says so."""
+    config = LocalizerConfig(input=InputConfig(depth_source="none"))
+    rounds = [drive(4.6), drive(4.6, START_NS + 7_000_000)]
+    events = [event for part in rounds for event in part if event.kind is not EventKind.ODOMETRY]
+    pipeline, outputs = run(events, config)
+    assert outputs.resets == ["the measurements' clock has jumped"]
+    assert pipeline.counters()["resets"] == 1
+    last = [s for s in outputs.statuses if s.key is not None][-10:]
+    assert {s.mode for s in last} == {Mode.RGB_ONLY}
+    assert last[-1].stamp_ns < START_NS + 5 * SECOND
+
+
 def test_stale_frames_are_dropped_oldest_first_and_counted() -> None:
     pipeline = Pipeline(CONFIG, ScriptedLocalizer())
     for event in drive(3.0):

@@ -295,6 +295,16 @@ class LocalizerConfig(StrictModel):
     saved_pose: SavedPoseConfig = Field(default_factory=SavedPoseConfig)
     monitor: MonitorConfig = Field(default_factory=MonitorConfig)
 
+    def as_trained(self, input: InputConfig, projection: ProjectionConfig) -> LocalizerConfig:
+        """The same with everything of the sections `input` and `projection` that was not given as the model's training
+        had it."""
+        ours = {"input": (self.input, input), "projection": (self.projection, projection)}
+        merged = {
+            name: type(given).model_validate(trained.model_dump() | given.model_dump(include=given.model_fields_set))
+            for name, (given, trained) in ours.items()
+        }
+        return self.model_copy(update=merged)
+
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -26,8 +26,8 @@ HEADER = """\
 Parameters of the node `localizer` and of `vmloc localize`.
 GENERATED from vmloc_ros/config.py by `vmloc params`: every parameter, its default, its meaning.
 
-Copy this file, keep the lines that you change (what is left out has its default; a name that does not exist is
-refused), and give it with one of
+Copy this file and keep the lines that you change. What is left out of `input` and `projection` is as in the model's
+training, everything else has its default; a name that does not exist is refused. Give it with one of
     vmloc node --params FILE
     ros2 launch vmloc_ros localize.launch.py params_file:=FILE
     ros2 run vmloc_ros localizer --ros-args --params-file FILE

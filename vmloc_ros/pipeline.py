@@ -86,6 +86,7 @@ class Pipeline:
         self._last_arrival_s = time.monotonic()
         self._busy = False
         self._forget = False
+        self._epoch = self._fusion.epoch
         self._T_base_camera: Array | None = None
         self.problems: dict[str, str] = {}
         mismatches = sensor_mismatches(config, localizer.card.input, localizer.card.projection)
@@ -105,6 +106,9 @@ class Pipeline:
             if event.kind is EventKind.TRUTH:
                 return Outputs()
             outputs = Outputs()
+            if self._fusion.epoch != self._epoch:  # a measurement has told the filter that its clock has jumped
+                self._source.clear()
+                outputs.extend(self._forget_the_past(self._fusion.reset_reason))
             if event.kind in RECEIVED:
                 self._counts[f"{RECEIVED[event.kind]}.received"] += 1
             verdict = self._source.add(event)
@@ -288,6 +292,7 @@ class Pipeline:
 
     def _forget_the_past(self, reason: str) -> Outputs:
         """Everything beside the filter that must not outlive a reset."""
+        self._epoch = self._fusion.epoch
         self._localizer.reset()
         self._source.odometry.clear()
         self._queue.clear()

@@ -53,16 +53,16 @@ def run_localize(
         bag: sensor data, in MCAP or sqlite3.
         model: folder of a trained model.
         out: folder to write into.
-        config: a parameter file as the node takes it; by default the sensors are used as the model's card says.
+        config: a parameter file as the node takes it; what it does not say of the sensors is as the model's card says.
         use_stamps: folder of an earlier run (or its `frames.csv`, or the bag of a node's outputs): exactly its frames
             are used.
 
     Raises:
         BagError, CheckpointError, ConfigError: what is given cannot be used.
     """
-    given = load_config(config) if config is not None else None
-    localizer = load_localizer(model, (given or LocalizerConfig()).model)
-    settings = given or LocalizerConfig(input=localizer.card.input, projection=localizer.card.projection)
+    given = load_config(config) if config is not None else LocalizerConfig()
+    localizer = load_localizer(model, given.model)
+    settings = given.as_trained(localizer.card.input, localizer.card.projection)
     reader = BagReader(bag, settings.topics)
     if settings.input.use_image:
         reader.require(EventKind.IMAGE)

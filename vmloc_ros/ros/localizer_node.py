@@ -158,6 +158,8 @@ class LocalizerNode(LifecycleNode):
             )
         start_s = time.monotonic()
         localizer = self._load(Path(config.model.path).expanduser(), config.model)
+        config = config.as_trained(localizer.card.input, localizer.card.projection)
+        self.parameters.show(config)
         localizer.warm_up()
         trial = Pipeline(config, localizer)  # what is wrong with the parameters shows here, not at activation
         if "sensors" in trial.problems:

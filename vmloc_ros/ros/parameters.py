@@ -37,6 +37,8 @@ class NodeParameters:
         self._parameters = {parameter.name: parameter for parameter in parameters()}
         given = {name: value.value for name, value in node.get_parameters_by_prefix("").items()}
         self._unknown = [name for name in given if not self._is_known(name)]
+        self._given = set(given) & self._parameters.keys()
+        self._showing = False
         for parameter in self._parameters.values():
             self._declare(parameter, given)
         autostart = Parameter(AUTOSTART, bool, True, "The node configures and activates itself.", "")
@@ -63,15 +65,26 @@ class NodeParameters:
         return bool(self._node.get_parameter(AUTOSTART).value)
 
     def config(self) -> LocalizerConfig:
-        """The configuration as it is set now.
+        """The configuration as it has been given; what has not been given is left to the defaults of the classes.
 
         Raises:
             ConfigError: a name that does not exist, a value of the wrong type or outside its limits.
         """
-        flat = {name: _as_kind(parameter, self._value(parameter)) for name, parameter in self._parameters.items()}
+        parameters = {name: self._parameters[name] for name in sorted(self._given)}
+        flat = {name: _as_kind(parameter, self._value(parameter)) for name, parameter in parameters.items()}
         for name in self._unknown:
             flat[name] = self._node.get_parameter(name).value
         return parse(LocalizerConfig, nested(flat), SOURCE)
+
+    def show(self, config: LocalizerConfig) -> None:
+        """Sets the parameters to what is used, so that `ros2 param get` tells it, where they were not given."""
+        values = flat_values(config)
+        names = [n for n, p in self._parameters.items() if n not in self._given and p.kind is not list]
+        self._showing = True
+        try:
+            self._node.set_parameters([RosParameter(name, value=values[name]) for name in names])
+        finally:
+            self._showing = False
 
     def _value(self, parameter: Parameter) -> Any:
         try:
@@ -81,7 +94,7 @@ class NodeParameters:
 
     def _on_set(self, changes: Iterable[RosParameter[Any]]) -> SetParametersResult:
         ours = {change.name: change.value for change in changes if change.name in self._parameters}
-        if not ours:
+        if not ours or self._showing:
             return SetParametersResult(successful=True)
         if self._is_configured():
             names = ", ".join(sorted(ours))
@@ -91,6 +104,7 @@ class NodeParameters:
             parse(LocalizerConfig, nested({n: _as_kind(self._parameters[n], v) for n, v in ours.items()}), SOURCE)
         except ConfigError as error:
             return SetParametersResult(successful=False, reason=str(error))
+        self._given |= ours.keys()
         return SetParametersResult(successful=True)
 
 
@@ -101,6 +115,11 @@ def _as_kind(parameter: Parameter, value: Any) -> Any:
     if parameter.kind is list and not isinstance(value, str | bytes):
         return [float(number) if type(number) is int else number for number in (value if value is not None else [])]
     return value
+
+
+def flat_values(config: LocalizerConfig) -> dict[str, Any]:
+    """Values by dotted names."""
+    return {f"{section}.{name}": value for section, inner in config for name, value in inner}
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
