@@ -3,6 +3,7 @@
 #   make demo    the main job, end to end; writes out/demo/
 #   make test    ruff, mypy and pytest with coverage (a part: make test PYTEST_ARGS="-k filter")
 #   make bench   how fast the parts are
+#   make soak    a day of data with faults at full speed: is memory flat, do the counters add up (minutes; Linux)
 #   make lint    ruff and mypy alone
 #   make setup   only the environment that the others make for themselves
 #   make clean   removes what was built; the next run starts from nothing
@@ -10,7 +11,7 @@
 # After `make setup`, `source .venv/ros_env.sh` gives a shell in which `vmloc --help` and the node run.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint demo bench clean
+.PHONY: help setup test lint demo bench soak clean
 
 # A distribution is sourced when it set these two, and not the environment from wheels, which sets the third as well.
 ifneq (,$(and $(ROS_DISTRO),$(AMENT_PREFIX_PATH),$(if $(_ROS_WHEELS_BOOTSTRAP_COMPLETE),,yes)))
@@ -42,6 +43,9 @@ demo: setup
 
 bench: setup
 	@$(RUN) vmloc bench
+
+soak: setup
+	@$(RUN) vmloc soak
 
 clean:
 	rm -rf .venv build install log out

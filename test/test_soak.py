@@ -27,8 +27,8 @@ from vmloc_ros.pipeline import Pipeline
 from vmloc_ros.types import EventKind
 
 ODOMETRY, FRAMES = 20_000, 2_000
-ALLOWED_BYTES = 12_000
-"""Of new counters and reasons. One integer kept for each of the frames between the two looks would be 38,000."""
+ALLOWED_BYTES = 4_000
+"""Of new counters and reasons. One pointer kept for each of the 1,200 frames between the two looks would be 9,600."""
 
 
 def reachable_bytes(pipeline: Pipeline) -> int:

@@ -1,4 +1,7 @@
-"""Commands that localize and show what came of it: demo, localize, fuse, error-model, plot, bench, doctor, params."""
+"""Commands that localize, show what came of it, and try what is there.
+
+demo, localize, fuse, error-model, plot, bench, soak, doctor, params.
+"""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def filter_rows(share: float) -> list[Row]:
     late = _Drive()
     pose = timed(
         "filter",
-        f"a pose {LATE_SAMPLES * ODOMETRY_NS / 1e9:g} s late, {LATE_SAMPLES} samples stepped through again",
+        f"a pose {LATE_SAMPLES * ODOMETRY_NS / 1e9:g} s late, {LATE_SAMPLES} samples again",
         late.measure_late,
         f"{LATE_SAMPLES} predictions in plain numpy",
         lambda: plain.advance(LATE_SAMPLES),
