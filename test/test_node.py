@@ -110,6 +110,7 @@ def test_a_drive_over_dds_gives_tf_poses_path_and_status(graph: Graph, tmp_path:
         graph.play(drive(8.0))
         wait_until(lambda: len([s for s in statuses if s.is_frame]) == 80, "80 frames")
         wait_until(lambda: level(diagnostic(diagnostics, "filter")) == 0, "good diagnostics of the filter")
+        assert "yaw_bias_deg_per_m" in str(diagnostic(diagnostics, "odometry"))
         assert node.end() == 0, node.output()
     assert counters(statuses[-1])["frames.stale"] == 0
     assert {s.verdict for s in statuses[20:] if s.is_frame} == {"fused"}

@@ -352,3 +352,8 @@ class Pipeline:
         """How far the filter's motion is from dead reckoning's over the monitor's window; None while lost."""
         with self._lock:
             return None if self._diary.lost else self._monitor.difference
+
+    def odometry_model(self) -> tuple[Array, Array]:
+        """What the odometry does wrong all the time, and how well that is known; see `Fusion.odometry_model`."""
+        with self._lock:
+            return self._fusion.odometry_model()

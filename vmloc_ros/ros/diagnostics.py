@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -9,8 +10,10 @@ from enum import IntEnum
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
-from vmloc_ros.config import LocalizerConfig, MonitorConfig
+from vmloc_ros.config import FilterConfig, LocalizerConfig, MonitorConfig
+from vmloc_ros.geometry import Array
 from vmloc_ros.monitor import Difference
+from vmloc_ros.odometry_model import prior_variances
 from vmloc_ros.ros.conversions import header
 from vmloc_ros.ros.flow import FlowReport
 from vmloc_ros.types import EventKind, Mode, Status
@@ -68,6 +71,7 @@ class Snapshot:
         publishers: how many publishers the inputs' topics have.
         difference: of the filter's motion from dead reckoning's, over the monitor's window.
         network: device and the like, in words; `fallback` is why the CPU is used although it was not asked for.
+        odometry_model: log scale, heading (rad), yaw bias (rad/m) of the odometry, and their deviations.
         transforms: how far what goes to /tf is from the filter's, where corrections are limited.
     """
 
@@ -85,6 +89,7 @@ class Snapshot:
     latencies_ms: Sequence[float] = ()
     failures: int = 0
     withheld: Mapping[str, int] = field(default_factory=dict)
+    odometry_model: tuple[Array, Array] | None = None
     transforms: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -104,7 +109,7 @@ class Diagnostics:
             parts += [
                 _camera(snapshot, config, recent),
                 _depth(snapshot, config, recent),
-                _odometry(snapshot, recent),
+                _odometry(snapshot, config.filter, recent),
                 _network(snapshot, recent),
                 _filter(snapshot, recent),
                 _monitor(snapshot, config.monitor),
@@ -200,7 +205,7 @@ def _depth(snapshot: Snapshot, config: LocalizerConfig, recent: Mapping[str, int
     return part
 
 
-def _odometry(snapshot: Snapshot, recent: Mapping[str, int]) -> Part:
+def _odometry(snapshot: Snapshot, config: FilterConfig, recent: Mapping[str, int]) -> Part:
     part = Part("odometry")
     _flow(part, snapshot, EventKind.ODOMETRY)
     _rejections(part, snapshot, recent, ("odom",))
@@ -211,7 +216,25 @@ def _odometry(snapshot: Snapshot, recent: Mapping[str, int]) -> Part:
         part.values[name] = str(count)
         if kind != "used" and recent.get(name, 0) > 0:
             part.raise_to(Level.WARN, snapshot.problems.get("odometry", f"{recent[name]} x {kind}"))
+    if snapshot.odometry_model is not None:
+        _model_of_odometry(part, *snapshot.odometry_model, config)
     return part
+
+
+def _model_of_odometry(part: Part, model_3: Array, deviations_3: Array, config: FilterConfig) -> None:
+    """What the filter has found to be wrong with the odometry all the time; a warning where that is a lot."""
+    scale, heading, bias = model_3.tolist()
+    scale_sigma, heading_sigma, bias_sigma = deviations_3.tolist()
+    part.values |= {
+        "scale": f"{math.exp(scale):.4f} +- {scale_sigma:.4f}",
+        "heading_deg": f"{math.degrees(heading):.2f} +- {math.degrees(heading_sigma):.2f}",
+        "yaw_bias_deg_per_m": f"{math.degrees(bias):.4f} +- {math.degrees(bias_sigma):.4f}",
+    }
+    priors = np.sqrt(prior_variances(config))
+    causes = ("scale: wheel radius, baseline", "heading: mounting of the sensor", "yaw bias: gyroscope, wheel track")
+    for value, prior, cause in zip(model_3, priors, causes, strict=True):
+        if prior > 0.0 and abs(value) > 3.0 * prior:
+            part.raise_to(Level.WARN, f"the odometry is far from what was allowed for ({cause})")
 
 
 def _network(snapshot: Snapshot, recent: Mapping[str, int]) -> Part:
@@ -245,7 +268,7 @@ def _filter(snapshot: Snapshot, recent: Mapping[str, int]) -> Part:
     if status is not None:
         part.values["verdict"] = status.verdict.value
     for name, count in [*snapshot.counters.items(), *((f"withheld.{n}", c) for n, c in snapshot.withheld.items())]:
-        if name.startswith(("verdict.", "withheld.", "resets", "relocalizations", "initialpose")):
+        if name.startswith(("verdict.", "withheld.", "resets", "relocalizations", "widenings", "initialpose")):
             part.values[name] = str(count)
     if mode is Mode.LOST:
         why = snapshot.problems.get("lost", "no pose")
@@ -255,6 +278,8 @@ def _filter(snapshot: Snapshot, recent: Mapping[str, int]) -> Part:
     _rejections(part, snapshot, recent, ("stamp_", "initialpose"))
     if recent.get("relocalizations", 0) > 0:
         part.raise_to(Level.WARN, "re-localized: measurements that agree have moved the pose to another place")
+    if recent.get("widenings", 0) > 0:
+        part.raise_to(Level.WARN, "widened: the measurements pulled one way for seconds, so the odometry must be wrong")
     if recent.get("verdict.gated", 0) > recent.get("verdict.fused", 0):
         part.raise_to(Level.WARN, "more measurements are gated than fused")
     return part

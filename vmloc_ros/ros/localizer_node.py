@@ -299,6 +299,7 @@ class LocalizerNode(LifecycleNode):
             counters=pipeline.counters(),
             problems=problems,
             difference=pipeline.difference(),
+            odometry_model=pipeline.odometry_model(),
             last_status=publishers.last_status,
             network={"device": self._localizer.device, "model": self._config.model.path if self._config else ""},
             fallback=self._localizer.fallback or None,
