@@ -3,7 +3,7 @@
 #   make demo    the main job, end to end; writes out/demo/
 #   make test    ruff, mypy and pytest with coverage (a part: make test PYTEST_ARGS="-k filter")
 #   make bench   how fast the parts are
-#   make soak    a day of data with faults at full speed: is memory flat, do the counters add up (minutes; Linux)
+#   make soak    three hours of data with faults at full speed: is memory flat, do the counters add up (minutes; Linux)
 #   make lint    ruff and mypy alone
 #   make setup   only the environment that the others make for themselves
 #   make clean   removes what was built; the next run starts from nothing

@@ -160,7 +160,7 @@ def soak(
     seed: Annotated[int, typer.Option(min=0, help="Of the drive, its faults and the network's errors.")] = 0,
     json: Json = None,
 ) -> None:
-    """Drive for a day of data, with faults, through the pipeline: does memory stay flat, do the counters add up?
+    """Drive for three hours of data, with faults, through the pipeline: is memory flat, do the counters add up?
 
     Exit status 1 where one of them does not. Needs Linux.
 
