@@ -26,7 +26,7 @@ from vmloc_ros.geometry import exp_se3, inverse, log_se3, right_jacobian_inverse
 
 Array = NDArray[np.float64]
 
-MAX_ITERATIONS = 8
+MAX_ITERATIONS = 15
 CONVERGED = 1e-9
 """Metres and radians: a Gauss-Newton step below it ends the iteration."""
 LINEAR_RAD = 0.05

@@ -269,7 +269,8 @@ class Fusion:
 
     def is_lost(self, now_ns: int) -> bool:
         """No pose; or nothing fused for `lost_after_s`; or neither odometry nor a fused measurement for
-        `lost_odometry_gap_s`. The next fused measurement ends it."""
+        `lost_odometry_gap_s`. The next fused measurement ends it; odometry that comes back ends a silence, whose length
+        has widened the covariance."""
         newest, since_s = self._history.newest(), self.seconds_since_fused(now_ns)
         if newest is None or newest.T_map_base is None or since_s is None or since_s > self._config.lost_after_s:
             return True
