@@ -104,9 +104,12 @@ class Replay:
         if segment is not None and verdict is OdometryVerdict.USED:
             return segment.part(moment.stamp_ns, stamp_ns), 0.0
         if segment is not None and verdict is OdometryVerdict.TWIST_ONLY:
-            # the first time also the standstill before, which was believed until the twist had said enough
-            first = moment.segment is not segment and moment.verdict is not OdometryVerdict.TWIST_ONLY
-            return segment.by_twist(moment.still_ns if first else moment.stamp_ns, stamp_ns, self.config), 0.0
+            if moment.segment is segment or moment.verdict is OdometryVerdict.TWIST_ONLY:
+                return segment.by_twist(moment.stamp_ns, stamp_ns, self.config), 0.0
+            # The first time also the standstill before, which was believed until the twist had said enough; what
+            # measurements have made good of it already is driven twice, so it is widened.
+            still_s = (moment.stamp_ns - moment.still_ns) / NANOSECONDS
+            return widened(segment.by_twist(moment.still_ns, stamp_ns, self.config), 0.0, still_s, self.config), 0.0
         if segment is not None and verdict is OdometryVerdict.GAP:
             step = segment.part(moment.stamp_ns, stamp_ns)
         else:
