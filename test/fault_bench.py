@@ -35,6 +35,8 @@ from vmloc_ros.types import Event, EventKind
 SPEED = 5.0
 AHEAD_S = 0.4
 """The sender is at most so much data ahead of the node."""
+STATUS_NS = 700_000_000
+"""A status is never older than this (`output.heartbeat_s` is 0.5 s) where the node keeps up."""
 PROBE_NS = START_NS - 100_000 * SECOND
 
 
@@ -67,7 +69,7 @@ class FaultBench:
         self.diagnostics = collect(DiagnosticArray, "/diagnostics")
         self._before: Counter[str] = Counter()
         self._sent: Counter[EventKind] = Counter()
-        self._log_begin = 0
+        self._log_begin = self._reports = 0
         self._probes = 0
 
     def begin(self, faults: Faults | None = None) -> None:
@@ -79,6 +81,7 @@ class FaultBench:
             received.clear()
         self._sent.clear()
         self._log_begin = len(self.node.output())
+        self._reports = len(self.diagnostics)
 
     def play(
         self, events: Iterable[Event], speed: float = SPEED, extras: Iterable[Extra] = (), ahead_s: float = AHEAD_S
@@ -109,7 +112,7 @@ class FaultBench:
             time.sleep(max((seconds_of(event) - begin_s) / speed - (time.monotonic() - started_s), 0.0))
             if event.stamp_ns - heard_ns > ahead_s * SECOND:
                 heard_ns = event.stamp_ns
-                self._wait_for(self.statuses, event.stamp_ns - SECOND, 3.0)
+                self._wait_for(self.statuses, event.stamp_ns - STATUS_NS, 3.0)
                 self._wait_for(self.poses, odometry_ns - round(ahead_s * SECOND), 0.3)
             if event.kind is EventKind.ODOMETRY:
                 odometry_ns = event.stamp_ns
@@ -161,6 +164,15 @@ class FaultBench:
 
         wait_until(lambda: bool(found()), f"{counter} and {text!r} in the diagnostics of {part}")
         return found()[-1]
+
+    def warn(self, part: str, text: str) -> None:
+        """Waits for a line of /diagnostics, since the fault began, that warns in these words."""
+
+        def found() -> bool:
+            since = lines(self.diagnostics[self._reports :], part)
+            return any(line.level[0] in (1, 2) and text in line.message for line in since)
+
+        wait_until(found, f"{text!r} in the diagnostics of {part}")
 
     def _grown(self, line: Any, counter: str) -> bool:
         values = {value.key: value.value for value in line.values}

@@ -22,6 +22,8 @@ from vmloc_ros.types import Event, EventKind
 
 HOLE_S = 0.4
 """Without a pose for longer than this (of data) nobody knows where the robot is."""
+SETTLED_S = 1.5
+"""By then the filter has started."""
 RECEIVED = {EventKind.IMAGE: "images", EventKind.CLOUD: "clouds", EventKind.DEPTH: "depths", EventKind.SCAN: "scans"}
 
 
@@ -133,7 +135,9 @@ class Outcome:
         return float(good_since - from_s)
 
     def tell(self, fault: str, from_s: float, limit_m: float, within_s: float) -> float:
-        """Prints a row of docs/faults.md and holds the recovery against its limit."""
+        """Prints a row of docs/faults.md and holds the recovery against its limit; before the fault all was well."""
+        before = self.errors(SETTLED_S, from_s)
+        assert (before[:, 1] < limit_m).all(), f"{fault}: wrong before it: {before[before[:, 1] >= limit_m]}"
         recovery_s = self.recovery_s(from_s, limit_m)
         worst_m = float(self.errors(from_s)[:, 1].max(initial=0.0))
         print(

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs a ROS 2 client library")
 pytest.importorskip("vmloc_msgs", reason="needs the message package vmloc_msgs")
 
-from bad_numbers import BAD, message_of, spoiled_messages
+from bad_numbers import BAD, HUGE_FLOAT32, message_of, spoiled_messages
 from fault_bench import Extra, FaultBench, fault_bench
 from fault_outcome import Outcome
 from faulty_world import Faults, seconds_of, without
@@ -100,29 +100,33 @@ def test_scans(tmp_path: Path) -> None:
     assert {s.mode for s in outcome.frames[10:20]} == {"RGB_DEPTH"}
 
 
-@pytest.mark.parametrize("everywhere", [True, False], ids=["all pixels", "every other pixel"])
-def test_depth_images(tmp_path: Path, everywhere: bool) -> None:
-    """A pixel that is no number is no return; an image without returns is absent."""
-    events = []
-    for event in drive(6.0):
-        if event.kind is EventKind.CLOUD:
-            continue
-        events.append(event)
+def with_depth_images(events: list[Event], everywhere: bool) -> list[Event]:
+    """The drive with depth images instead of clouds; for two seconds all pixels, or every other one, are bad."""
+    changed = []
+    for event in (e for e in events if e.kind is not EventKind.CLOUD):
+        changed.append(event)
         if event.kind is EventKind.IMAGE:
             second = seconds_of(event)
             depth_m = np.full(HEIGHT * WIDTH, 5.0, np.float32)
             if 2.0 <= second < 4.0:
-                depth_m[:: 1 if everywhere else 2] = np.float32((*BAD[:3], 3e38)[round(10 * second) % 4])
+                depth_m[:: 1 if everywhere else 2] = np.float32((*BAD[:3], HUGE_FLOAT32)[round(10 * second) % 4])
             size = (HEIGHT, WIDTH, "32FC1", 4 * WIDTH, False)
             image = RawImage(event.stamp_ns, "camera_optical", *size, depth_m.tobytes())
-            events.append(Event(EventKind.DEPTH, event.stamp_ns, image))
+            changed.append(Event(EventKind.DEPTH, event.stamp_ns, image))
+    return changed
+
+
+def test_depth_images(tmp_path: Path) -> None:
+    """A pixel that is no number is no return; an image without returns is absent."""
     with fault_bench(tmp_path, {"input": {"depth_source": "depth"}}) as bench:
-        bench.begin()
-        bench.play(events)
-        outcome = finish(bench, f"bad numbers in {'all' if everywhere else 'half of the'} pixels of depth for 2 s")
-    assert outcome.counted["rejected.depth_empty"] == (20 if everywhere else 0)
-    assert outcome.counted["verdict.fused"] == 60
-    assert {s.mode for s in outcome.frames[10:]} == ({"RGB_DEPTH", "RGB_ONLY"} if everywhere else {"RGB_DEPTH"})
+        for everywhere in (True, False):
+            bench.begin()
+            bench.play(with_depth_images(drive(6.0), everywhere))
+            outcome = finish(bench, f"bad numbers in {'all' if everywhere else 'half of the'} pixels of depth for 2 s")
+            assert outcome.counted["rejected.depth_empty"] == (20 if everywhere else 0)
+            assert outcome.counted["verdict.fused"] == 60
+            modes = {status.mode for status in outcome.frames[10:]}
+            assert modes == ({"RGB_DEPTH", "RGB_ONLY"} if everywhere else {"RGB_DEPTH"})
 
 
 def test_covariance_all_zero(tmp_path: Path) -> None:

@@ -42,9 +42,9 @@ def test_answers_one_second_late(bench: FaultBench) -> None:
 def test_bag_loop_while_the_network_works(bench: FaultBench) -> None:
     """An answer of the first round comes after the reset: it is nothing to the second round."""
     bench.begin(Faults(delay_s=0.15))
-    events = drive(7.0)
-    bench.play(events, ahead_s=math.inf)
-    bench.play(events, ahead_s=math.inf)
+    events, speed = drive(7.0), 5.0
+    bench.play(events, speed, ahead_s=math.inf)
+    bench.play(events, speed, ahead_s=math.inf)
     outcome = bench.end()
     outcome.check_outputs(falls=1)
     outcome.check_counters()

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs a ROS 2 client library")
 pytest.importorskip("vmloc_msgs", reason="needs the message package vmloc_msgs")
 
-from fault_bench import FaultBench, fault_bench, lines
+from fault_bench import FaultBench, fault_bench
 from faulty_world import Faults, at, seconds_of, without
 from ros_graph import wait_until
 from worlds import SECOND, drive
@@ -101,6 +101,7 @@ def test_camera_and_lidar_silent_for_ten_seconds(bench: FaultBench) -> None:
     """Dead reckoning bridges it, and says so."""
     bench.begin()
     bench.play(without(drive(20.0), (EventKind.IMAGE, EventKind.CAMERA_INFO, EventKind.CLOUD), 5.0, 15.0))
+    bench.warn("filter", "dead reckoning")
     outcome = bench.end()
     outcome.check_outputs()
     outcome.check_counters()
@@ -118,7 +119,7 @@ def test_everything_silent_for_ten_seconds(bench: FaultBench) -> None:
     events = drive(20.0)
     bench.play([e for e in events if seconds_of(e) < 5.0])
     wait_until(lambda: bench.statuses[-1].mode == "LOST", "being lost")
-    wait_until(lambda: "lost" in lines(bench.diagnostics, "filter")[-1].message, "the diagnostics to say so")
+    bench.warn("filter", "lost: ")
     poses = len(bench.poses)
     bench.play([e for e in events if seconds_of(e) >= 15.0])
     outcome = bench.end()
@@ -140,7 +141,7 @@ def test_kidnapping(bench: FaultBench) -> None:
     assert outcome.counted["relocalizations"] == 1
     assert outcome.counted["verdict.gated"] > 0
     assert any("re-localized" in s.reason for s in outcome.frames)
-    outcome.tell("kidnapping by 50 m", 4.0, GOOD_M, within_s=4.5)
+    outcome.tell("kidnapping by 50 m", 4.0, GOOD_M, within_s=5.0)
 
 
 @pytest.mark.parametrize("length_s", [4, 7], ids=["short", "long"])
@@ -208,7 +209,7 @@ def test_wrong_frame_ids(bench: FaultBench) -> None:
     outcome.tell("wrong frame ids for 2 s", 6.0, GOOD_M, within_s=1.0)
 
 
-@pytest.mark.parametrize("pose_frame", ["odom", "", "another_map"])
+@pytest.mark.parametrize("pose_frame", ["odom", ""])
 def test_wrong_frame_of_the_initial_pose(bench: FaultBench, pose_frame: str) -> None:
     bench.begin()
     events = [e for e in drive(4.0) if e.kind is EventKind.ODOMETRY]
