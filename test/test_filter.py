@@ -6,15 +6,17 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import least_squares
 
 from vmloc_ros.errors import GeometryError
 from vmloc_ros.filter import (
+    Posterior,
     checked_covariance,
     checked_pose,
     correlation_inflation,
+    hedged,
     innovate,
     predict_covariance,
     robust_weight,
@@ -291,3 +293,24 @@ def test_a_good_covariance_is_taken() -> None:
     np.testing.assert_allclose(checked_covariance(S), S, rtol=1e-15)
     wide = np.diag([1e-9, 1.0, 1e9, 1e-6, 1e-3, 10.0])
     np.testing.assert_array_equal(checked_covariance(wide), wide)
+
+
+@settings(max_examples=15)
+@given(seeds, st.floats(0.0, 0.4))
+def test_hedging_is_the_spread_of_two_beliefs(seed: int, share: float) -> None:
+    """Against the second moment, about the updated state, of samples of the mixture (translations alone)."""
+    rng = np.random.default_rng(seed)
+    prior, after = np.eye(6) * 1e-6, np.eye(6) * 1e-8
+    prior[:3, :3], after[:3, :3] = random_covariance(rng)[:3, :3], 0.1 * random_covariance(rng)[:3, :3]
+    T, X = np.eye(4), np.eye(4)
+    X[:3, 3] = rng.normal(size=3)
+    P = hedged(prior, T, Posterior(X, after, np.zeros(0)), share)
+    wrong = rng.random(40_000) < share
+    drawn = np.where(
+        wrong[:, None],
+        rng.multivariate_normal(-X[:3, 3], prior[:3, :3], 40_000),
+        rng.multivariate_normal(np.zeros(3), after[:3, :3], 40_000),
+    )
+    expected = drawn.T @ drawn / len(drawn)
+    np.testing.assert_allclose(P[:3, :3], expected, atol=0.06 * np.abs(P[:3, :3]).max())
+    assert np.linalg.eigvalsh(P)[0] > 0.0

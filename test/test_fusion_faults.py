@@ -119,6 +119,25 @@ def test_uncertainty_grows_without_measurements_and_shrinks_with_them() -> None:
     assert np.trace(state.cov_66) < traces[-1]
 
 
+@pytest.mark.parametrize("offset", [[15.0, 0.0], [0.0, -30.0], [30.0, 30.0]])
+def test_one_wrong_answer_after_a_silence_is_not_taken_for_certain(offset: list[float]) -> None:
+    """Both silent for 8 s: the state is wide, and the first answer lies inside it, wrong by 15 to 42 m."""
+    above_s = {}
+    for share in (0.0, FilterConfig().outlier_share):
+        fusion, rng, late = filled(FilterConfig(outlier_share=share), until_s=10.0), np.random.default_rng(0), []
+        for k in range(360, 480):
+            fusion.add_odometry(odometry(0.05 * k))
+            if k >= 364 and k % 4 == 0:
+                error = SIGMA * rng.normal(size=6)
+                error[:2] += offset if k == 364 else [0.0, 0.0]
+                fusion.add_measurement(measurement(0.05 * k, error))
+            if k > 364:
+                late.append(error_m(fusion.state(), 0.05 * k))
+        above_s[share] = 0.05 * sum(error > 2.0 for error in late)
+    assert above_s[0.0] > 2.0  # only a streak of refused ones gets it out
+    assert above_s[FilterConfig().outlier_share] < 1.0
+
+
 # ----- clock
 
 

@@ -180,6 +180,13 @@ class FilterConfig(StrictModel):
         ge=1.0,
         description="Measurements that fit better than they claim count up to so many times their precision.",
     )
+    outlier_share: float = Field(
+        0.1,
+        ge=0.0,
+        lt=0.5,
+        description="So often an answer is wrong unseen: keeps one answer alone from making a wide state certain. Off "
+        "where `student_t_dof` is 0.",
+    )
     noise_level_s: float = Field(
         2.0,
         ge=0.0,

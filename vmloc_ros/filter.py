@@ -198,6 +198,24 @@ def robust_weight(nis: float, dof_of_tail: float, dimension: int = 6, power: flo
     return float(min(limit, ((dof_of_tail + dimension) / (dof_of_tail + nis)) ** power))
 
 
+def hedged(prior: Array, T_prior: Array, posterior: Posterior, share: float) -> Array:
+    """The covariance after an update with a measurement that is wrong with the probability `share`, unseen.
+
+    The mixture of the updated state and the one before, by its first two moments about the updated one, as in
+    probabilistic data association (Y. Bar-Shalom, E. Tse, "Tracking in a cluttered environment with probabilistic data
+    association", Automatica 11(5), 1975): `(1 - e) P + e (P_prior + d d')`. It matters where the state was wide and has
+    moved far: one answer alone must not make it certain. To first order in the turn between the two.
+
+    Args:
+        prior: covariance (n, n) before the update.
+        T_prior: the pose before it.
+        posterior: the state after it.
+        share: `e`.
+    """
+    d = np.concatenate((log_se3(inverse(T_prior) @ posterior.T), posterior.shift))
+    return np.asarray((1.0 - share) * posterior.P_nn + share * (prior + np.outer(d, d)))
+
+
 def correlation_inflation(elapsed_s: float, correlation_s: float) -> float:
     """Factor on the covariance of one of many measurements whose errors are correlated in time.
 

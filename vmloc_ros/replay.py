@@ -20,6 +20,7 @@ from vmloc_ros.filter import (
     Innovation,
     correlation_inflation,
     flattened,
+    hedged,
     innovate,
     predict_covariance,
     robust_weight,
@@ -51,6 +52,7 @@ class Replay:
         self.dof = len(PLANE) if config.planar else DOF
         self.gate = float(chi2.ppf(config.gate_probability, self.dof))
         self._watch = Watch(config)
+        self._outlier_share = config.outlier_share if config.student_t_dof > 0.0 else 0.0
         self.candidate_gate = float(chi2.ppf(config.gate_probability, DOF))
         self._prior = prior_variances(config)
         self._walk = self._prior * config.odometry_model_walk**2
@@ -164,7 +166,10 @@ class Replay:
             if nis > self.gate:
                 return self._gated(moment, z, R, key, nis)
             factor = self._correlation(moment, z) / self._weight(max(nis, level * self.dof))
-            T, P, shift = update(moment.T_map_base, moment.cov_99, Z, R * factor, innovation, planar)
+            posterior = update(moment.T_map_base, moment.cov_99, Z, R * factor, innovation, planar)
+            T, P, shift = posterior
+            if self._outlier_share > 0.0:
+                P = hedged(moment.cov_99, moment.T_map_base, posterior, self._outlier_share)
         except np.linalg.LinAlgError:
             return moment, MeasurementResult(Verdict.NOT_FINITE, "covariance is numerically singular"), ()
         if not (np.isfinite(T).all() and np.isfinite(P).all() and P.diagonal()[:6].min() > 0.0):
