@@ -122,3 +122,16 @@ def test_every_image_becomes_exactly_one_frame(messages: list[tuple[str, int]], 
     for now, key in frames:
         assert key.stamp_ns // MS <= now
         assert all(0 <= key.stamp_ns - d <= 150 * MS for d in key.depth_stamps_ns) or source == "depth"
+
+
+def test_what_comes_twice_and_what_a_reset_forgets_is_counted() -> None:
+    pairing = Pairing(config("depth"))
+    feed(pairing, [("i", 1000), ("i", 1000), ("d", 1500), ("d", 1500), ("d", 1500)])
+    assert (pairing.repeated, pairing.forgotten) == (3, 0)
+    waiting = len(pairing._waiting_images) + len(pairing._waiting_depths)
+    assert waiting > 0
+    pairing.clear()
+    assert (pairing.repeated, pairing.forgotten) == (3, waiting)
+    pairing.clear()
+    assert pairing.forgotten == waiting
+    assert pairing.add_image(1000 * MS)  # the stamps of the time before are known no more

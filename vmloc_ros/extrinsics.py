@@ -28,12 +28,10 @@ def pose_from_list(values: Sequence[float], name: str) -> Array:
 def measured_base(estimate: PoseEstimate, T_base_camera: Array, map_frame: str) -> PoseMeasurement:
     """`T_map_base` of a camera's pose, and its covariance: camera axes to body axes by the adjoint of the mounting."""
     turn = adjoint(T_base_camera)
-    return PoseMeasurement(
-        estimate.stamp_ns,
-        estimate.T_map_camera @ inverse(T_base_camera),
-        turn @ estimate.cov_66 @ turn.T,
-        frame_id=map_frame,
-    )
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused by the filter, and counted
+        T_map_base = estimate.T_map_camera @ inverse(T_base_camera)
+        cov_66 = turn @ estimate.cov_66 @ turn.T
+    return PoseMeasurement(estimate.stamp_ns, T_map_base, cov_66, frame_id=map_frame)
 
 
 class Extrinsics:

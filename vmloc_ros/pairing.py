@@ -42,16 +42,21 @@ class Pairing:
         self._overdue_ns = _nanoseconds(config.pairing.overdue_s)
         self._tolerance_ns = _nanoseconds(config.pairing.tolerance_s)
         self._needs_odometry = self._clouds and config.projection.motion_compensation
-        self.clear()
-
-    def clear(self) -> None:
-        """Forgets everything (a reset of the clock)."""
         self._images: list[int] = []
         self._depths: list[int] = []
         self._waiting_images: list[int] = []
         self._waiting_depths: list[int] = []
         self._last_depth_only_ns: int | None = None
         self._first_ns: int | None = None
+        self.repeated = 0
+        self.forgotten = 0
+
+    def clear(self) -> None:
+        """Forgets everything (a reset of the clock) but the counts."""
+        self.forgotten += len(self._waiting_images) + len(self._waiting_depths)
+        for stamps in (self._images, self._depths, self._waiting_images, self._waiting_depths):
+            stamps.clear()
+        self._last_depth_only_ns = self._first_ns = None
 
     @property
     def waiting(self) -> bool:
@@ -66,10 +71,10 @@ class Pairing:
         """Registers a cloud, scan or depth image; False if one of this stamp was there already."""
         return self._add(self._depths, self._waiting_depths, stamp_ns)
 
-    @staticmethod
-    def _add(known: list[int], waiting: list[int], stamp_ns: int) -> bool:
+    def _add(self, known: list[int], waiting: list[int], stamp_ns: int) -> bool:
         place = bisect_left(known, stamp_ns)
         if place < len(known) and known[place] == stamp_ns:
+            self.repeated += 1
             return False
         known.insert(place, stamp_ns)
         insort(waiting, stamp_ns)

@@ -337,6 +337,8 @@ class Pipeline:
         with self._lock:
             totals = dict.fromkeys(ALWAYS_COUNTED, 0) | dict(self._counts) | self._fusion.counters()
             totals |= {"frames.paired": self._queue.paired, "frames.stale": self._queue.stale}
+            pairing = self._source.pairing
+            totals |= {"messages.repeated": pairing.repeated, "messages.forgotten": pairing.forgotten}
             totals |= {"monitor.exceeded": self._monitor.count} | self._keeper.counters()
             for what, count in self._assembler.rejected.items():
                 totals[f"rejected.{what}"] = totals.get(f"rejected.{what}", 0) + count
