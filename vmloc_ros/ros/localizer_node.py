@@ -256,6 +256,7 @@ class LocalizerNode(LifecycleNode):
         if self._pipeline is None or self._outputs is None or self._inputs is None:
             response.success, response.message = False, f"the node is {self.state}: there is nothing to reset"
             return response
+        self._odometry_clock.clear()
         outputs = self._pipeline.reset("asked for by the reset service")
         self._report(outputs)
         self._outputs.publish(outputs)
