@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmloc_ros.config import FilterConfig
-from vmloc_ros.consistency import CLIPPED_AT, Trend, noise_level, pulled, variance_of_mean
+from vmloc_ros.consistency import CLIPPED_AT, NO_PULL, Pull, noise_level, pulled, scatter, variance_of_mean
 from vmloc_ros.fusion import Fusion
 from vmloc_ros.geometry import Array, inverse
 from vmloc_ros.types import FusedState, PoseMeasurement, Verdict
@@ -21,14 +21,12 @@ EYE = np.eye(6)
 WATCHFUL = PLAIN.model_copy(update={"divergence_window_s": WINDOW_S})
 
 
-def fold(residuals: list[Array], step_s: float, window_s: float = WINDOW_S) -> tuple[Array, float]:
-    """The running sum and its weight after these innovations."""
-    trend, pull, filled_share = None, np.zeros(6), 0.0
-    for k, residual in enumerate(residuals):
-        stamp_ns = round(k * step_s * 1e9)
-        pull, filled_share = pulled(trend, residual, EYE, step_s, window_s)
-        trend = Trend(stamp_ns, 1.0, pull, filled_share)
-    return pull, filled_share
+def fold(residuals: list[Array], step_s: float, window_s: float = WINDOW_S) -> Pull:
+    """The running means after these innovations."""
+    pull = NO_PULL
+    for residual in residuals:
+        pull = pulled(pull, residual, EYE, step_s, window_s)
+    return pull
 
 
 # ----- the noise level
@@ -60,16 +58,17 @@ def test_the_level_depends_on_time_not_on_the_rate(step_s: float, parts: int) ->
 
 def test_the_mean_of_equal_innovations_is_theirs() -> None:
     residual = np.array([1.0, -0.5, 0.2, 0.0, 0.1, 0.3])
-    pull, share = fold([residual] * 100, 0.1)
-    np.testing.assert_allclose(pull / share, residual, atol=1e-12)
-    assert share == pytest.approx(1.0 - math.exp(-10.0 / WINDOW_S))
+    pull = fold([residual] * 100, 0.1)
+    np.testing.assert_allclose(pull.sum_6 / pull.filled, residual, atol=1e-12)
+    assert pull.filled == pytest.approx(1.0 - math.exp(-10.0 / WINDOW_S))
+    assert scatter(pull, EYE, 6, 0.3) == 1.0  # all to one side: no scatter
 
 
 @given(st.floats(CLIPPED_AT, 1e6))
 def test_one_wild_innovation_counts_no_more_than_the_limit(length: float) -> None:
     far = np.array([length, 0, 0, 0, 0, 0.0])
-    pull, _ = fold([np.zeros(6)] * 50 + [far], 0.1)
-    assert pull[0] == pytest.approx(CLIPPED_AT * (1.0 - math.exp(-0.1 / WINDOW_S)), rel=1e-9)
+    pull = fold([np.zeros(6)] * 50 + [far], 0.1)
+    assert pull.sum_6[0] == pytest.approx(CLIPPED_AT * (1.0 - math.exp(-0.1 / WINDOW_S)), rel=1e-9)
 
 
 @pytest.mark.parametrize("correlation_s", [0.0, 0.5, 2.0])
@@ -83,6 +82,15 @@ def test_variance_of_the_mean_against_samples(correlation_s: float) -> None:
         error = keep * error + math.sqrt(1.0 - keep * keep) * rng.normal(size=runs)
         mean = (1.0 - gain) * mean + gain * error
     assert np.var(mean) == pytest.approx(variance_of_mean(step_s, correlation_s, WINDOW_S), rel=0.15)
+
+
+@pytest.mark.parametrize("size", [0.5, 1.0, 1.6])
+def test_scatter_is_the_variance_of_errors_that_cancel(size: float) -> None:
+    """White errors of `size` standard deviations: their variance, or 1 where they are smaller than claimed."""
+    rng = np.random.default_rng(1)
+    share = variance_of_mean(0.1, 0.0, 40.0)
+    found = scatter(fold([size * rng.normal(size=6) for _ in range(4000)], 0.1, 40.0), EYE, 6, share)
+    assert found == pytest.approx(max(1.0, size**2), rel=0.1)
 
 
 # ----- in the filter
@@ -123,6 +131,27 @@ def test_sound_drives_are_never_widened() -> None:
                 fusion.add_measurement(measurement(seconds, SIGMA * rng.normal(size=6)))
         fusion.flush()
         assert fusion.counters()["widenings"] == 0, seed
+
+
+def widened_in_bad_stretches() -> int:
+    """How many of ten drives are, when positions are off by three times their claim of 5 m for 10 s, for 2 s alike."""
+    config = WATCHFUL.model_copy(update={"measurement_correlation_s": 2.0, "student_t_dof": 2.0, "robust_power": 2.0})
+    size, keep, found = 10.0 * SIGMA * [3.0, 3.0, 0.3, 0.3, 0.3, 0.3], math.exp(-0.05 / 2.0), 0
+    for seed in range(10):
+        rng, fusion, error = np.random.default_rng(seed), filled(config), np.zeros(6)
+        for k in range(101, 301):
+            fusion.add_odometry(odometry(0.05 * k))
+            error = keep * error + math.sqrt(1.0 - keep**2) * rng.normal(size=6)
+            fusion.add_measurement(measurement(0.05 * k, size * error, cov=100.0 * COV))
+        fusion.flush()
+        found += fusion.counters()["widenings"] > 0
+    return found
+
+
+def test_a_bad_stretch_is_no_pull(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert widened_in_bad_stretches() == 0
+    monkeypatch.setattr("vmloc_ros.consistency.scatter", lambda *_: 1.0)
+    assert widened_in_bad_stretches() >= 3
 
 
 def test_widening_keeps_the_pose_and_grows_the_covariance_along_the_pull() -> None:

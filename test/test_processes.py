@@ -57,6 +57,19 @@ def test_a_child_runs_until_it_is_stopped(tmp_path: Path, scripts: dict[str, str
         assert child.text().splitlines() == ["ready", "bye"]
 
 
+def test_a_child_can_be_stopped_where_its_parent_ignores_interrupts(tmp_path: Path, scripts: dict[str, str]) -> None:
+    """As in a script that runs `make demo &`."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Processes(tmp_path / "logs", scripts) as processes:
+            child = processes.start("node", [], "steady")
+            processes.wait_for("node", ready, READY, 20.0)
+            processes.stop("node")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert child.process.returncode == 0
+
+
 def test_an_early_end_is_an_error_with_the_last_lines(tmp_path: Path, scripts: dict[str, str]) -> None:
     with Processes(tmp_path / "logs", scripts) as processes:
         processes.start("node", [], "broken")

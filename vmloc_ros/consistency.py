@@ -35,24 +35,40 @@ ENOUGH = 0.4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Pull:
+    """The running mean of a source's clipped innovations, and of their squares; immutable.
+
+    Attributes:
+        sum_6: of the innovations, in the axes of the map, translation then rotation.
+        squares: of their squared distances under the measurements' own covariances.
+        filled: the weight of both sums, 0 to 1.
+    """
+
+    sum_6: Array
+    squares: float
+    filled: float
+
+
+NO_PULL = Pull(np.zeros(6), 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Trend:
     """What a source's recent innovations say; immutable.
 
     Attributes:
         stamp_ns: of its last measurement that was compared with the filter.
         level: running mean of the squared distance per degree of freedom, 1 where the covariances are true.
-        pull: running sum of the clipped innovations, in the axes of the map, translation then rotation.
-        filled: the sum's weight, 0 to 1.
+        pull: where they point.
     """
 
     stamp_ns: int
     level: float
-    pull_6: Array
-    filled: float
+    pull: Pull
 
     def without_pull(self) -> Trend:
         """After a re-localization: where the measurements pulled before says nothing any more."""
-        return Trend(self.stamp_ns, self.level, np.zeros(6), 0.0)
+        return Trend(self.stamp_ns, self.level, NO_PULL)
 
 
 def noise_level(level: float, elapsed_s: float, nis_per_dof: float, memory_s: float) -> float:
@@ -63,24 +79,35 @@ def noise_level(level: float, elapsed_s: float, nis_per_dof: float, memory_s: fl
     return keep * level + (1.0 - keep) * nis_per_dof
 
 
-def pulled(
-    trend: Trend | None, residual_6: Array, R_66: Array, elapsed_s: float, window_s: float
-) -> tuple[Array, float]:
-    """The running sum of innovations after one more, and its weight.
+def pulled(pull: Pull, residual_6: Array, R_66: Array, elapsed_s: float, window_s: float) -> Pull:
+    """The running means after one more innovation.
 
     Args:
-        trend: what was known before.
+        pull: what was known before.
         residual_6: the measurement's innovation in the axes of the map.
         R_66: its own covariance in these axes.
         elapsed_s: since the last measurement of the source; beyond a sixth of the window it counts no more.
-        window_s: the running mean's time constant.
+        window_s: the running means' time constant.
     """
-    own = math.sqrt(float(residual_6 @ np.linalg.solve(R_66, residual_6)))
+    square = float(residual_6 @ np.linalg.solve(R_66, residual_6))
     gain = 1.0 - math.exp(-min(elapsed_s / window_s, 1.0 / 6.0))
-    clipped = residual_6 * (gain * min(1.0, CLIPPED_AT / own) if own > 0.0 else gain)
-    if trend is None:
-        return clipped, gain
-    return (1.0 - gain) * trend.pull_6 + clipped, (1.0 - gain) * trend.filled + gain
+    share = min(1.0, CLIPPED_AT / math.sqrt(square)) if square > 0.0 else 1.0
+    return Pull(
+        (1.0 - gain) * pull.sum_6 + gain * share * residual_6,
+        (1.0 - gain) * pull.squares + gain * share * share * square,
+        (1.0 - gain) * pull.filled + gain,
+    )
+
+
+def scatter(pull: Pull, R_66: Array, dof: int, share: float) -> float:
+    """By how much the innovations scatter about their mean more than they claim, as a factor on their variance; >= 1.
+
+    Errors that are large for a while, but not all to one side, are no pull. Of errors of variance 1 whose running mean
+    has the variance `share`, `1 - share` is left about the mean.
+    """
+    mean_6 = pull.sum_6 / pull.filled
+    about_mean = pull.squares / pull.filled - float(mean_6 @ np.linalg.solve(R_66, mean_6))
+    return max(1.0, about_mean / (dof * (1.0 - share)))
 
 
 def variance_of_mean(elapsed_s: float, correlation_s: float, window_s: float) -> float:
@@ -120,16 +147,18 @@ class Watch:
         if innovation.nis <= self._gate:  # what is gated is no noise of this source
             level = noise_level(level, elapsed_s, innovation.nis / len(self._rows), config.noise_level_s)
         if window_s <= 0.0:
-            return Trend(stamp_ns, level, np.zeros(6), 0.0), None
+            return Trend(stamp_ns, level, NO_PULL), None
         turn = np.zeros((6, 6))
         turn[:3, :3] = turn[3:, 3:] = T[:3, :3]
         residual = np.zeros(6)
         residual[self._rows] = innovation.residual_m
-        pull, filled = pulled(before, turn @ residual, turn @ R_66 @ turn.T, elapsed_s, window_s)
-        mean_6 = turn.T @ pull / filled
+        R_map = turn @ R_66 @ turn.T
+        pull = pulled(before.pull if before else NO_PULL, turn @ residual, R_map, elapsed_s, window_s)
+        mean_6 = turn.T @ pull.sum_6 / pull.filled
         mean, H = mean_6[self._rows], innovation.H_m6
         share = variance_of_mean(elapsed_s, config.measurement_correlation_s, window_s)
+        share *= scatter(pull, R_map, len(self._rows), share)
         S = H @ P_nn[:6, :6] @ H.T + share * compared(R_66, config.planar)
-        if filled > ENOUGH and float(mean @ np.linalg.solve(S, mean)) > self._pull_gate:
-            return Trend(stamp_ns, level, np.zeros(6), 0.0), mean_6
-        return Trend(stamp_ns, level, pull, filled), None
+        if pull.filled > ENOUGH and float(mean @ np.linalg.solve(S, mean)) > self._pull_gate:
+            return Trend(stamp_ns, level, NO_PULL), mean_6
+        return Trend(stamp_ns, level, pull), None

@@ -24,6 +24,7 @@ from vmloc_ros.increments import OdometryVerdict
 from vmloc_ros.moment import Moment
 from vmloc_ros.odometry import OdometryBuffer
 from vmloc_ros.odometry_model import UNCALIBRATED, prior_variances
+from vmloc_ros.replay import WIDENED
 from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import FusedState, InitialPose, MeasurementResult, OdometrySample, PoseMeasurement, Verdict
 
@@ -288,7 +289,7 @@ class Fusion:
             self._counts[f"verdict.{node.verdict.value}"] += 1
             if node.result is not None and node.result.reason.startswith("re-localized"):
                 self._counts["relocalizations"] += 1
-            if node.result is not None and node.result.reason.startswith("the state was widened"):
+            if node.result is not None and node.result.reason.startswith(WIDENED):
                 self._counts["widenings"] += 1
 
     def counters(self) -> dict[str, int]:

@@ -36,6 +36,7 @@ from vmloc_ros.types import InitialPose, MeasurementResult, OdometrySample, Pose
 
 Array = NDArray[np.float64]
 DOF = 6
+WIDENED = "the state was widened: the measurements have pulled one way"
 IN_PLANE_VARIANCE = 1e-9
 """Of z, roll and pitch (m^2, rad^2) in planar mode: zero, but for those who invert the covariance."""
 
@@ -164,7 +165,10 @@ class Replay:
                 innovation = innovate(moment.T_map_base, moment.cov_99, Z, R, planar)
             nis = innovation.nis
             if nis > self.gate:
-                return self._gated(moment, z, R, key, nis)
+                after, result, keys = self._gated(moment, z, R, key, nis)
+                if widened and result.verdict is Verdict.GATED:
+                    result = replace(result, reason=f"{WIDENED}; {result.reason}")
+                return after, result, keys
             factor = self._correlation(moment, z) / self._weight(max(nis, level * self.dof))
             posterior = update(moment.T_map_base, moment.cov_99, Z, R * factor, innovation, planar)
             T, P, shift = posterior
@@ -176,8 +180,7 @@ class Replay:
             return moment, MeasurementResult(Verdict.NOT_FINITE, "the update would not be finite"), ()
         after = self._corrected(moment, T, P, z.source)
         after.model_3 = moment.model_3 + shift
-        reason = "the state was widened: the measurements have pulled one way" if widened else ""
-        return after, MeasurementResult(Verdict.FUSED, reason, nis, self.dof), ()
+        return after, MeasurementResult(Verdict.FUSED, WIDENED if widened else "", nis, self.dof), ()
 
     def _weight(self, nis: float) -> float:
         config = self.config

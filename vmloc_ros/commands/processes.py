@@ -84,7 +84,7 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 env={**self._environment, "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,  # Ctrl-C in the terminal reaches us alone; we end the children in order
-                preexec_fn=_die_with_parent(),
+                preexec_fn=_child_setup(),
             )
         self.children[name] = Child(name, process, log)
         return self.children[name]
@@ -157,12 +157,21 @@ class Processes:
                 process.wait()
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """What a child runs before it becomes its command: it asks for SIGTERM when its parent dies (Linux only)."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl  # looked up here: little may be done between fork and exec
-    return lambda: prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+def _child_setup() -> Callable[[], None]:
+    """What a child runs before it becomes its command.
+
+    It can be interrupted, also where this process cannot (a shell starts `command &` in a script with SIGINT ignored,
+    which children inherit); and it asks for SIGTERM when its parent dies (Linux only).
+    """
+    # looked up here: little may be done between fork and exec
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if prctl is not None:
+            prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+
+    return prepare
 
 
 @contextmanager
