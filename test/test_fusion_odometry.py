@@ -19,12 +19,16 @@ from filter_events import (
     odometry,
     truth,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vmloc_ros.config import FilterConfig, FrameNames
 from vmloc_ros.fusion import Fusion, OdometryVerdict
 from vmloc_ros.geometry import Array, exp_se3, inverse
-from vmloc_ros.increments import Segment
+from vmloc_ros.increments import JUMPS_REMEMBERED, Segment, count_jumps
 from vmloc_ros.types import OdometrySample, Verdict
+
+USED = OdometryVerdict.USED
 
 
 def drive_on(
@@ -140,6 +144,45 @@ def test_a_standing_robot_that_says_so_is_not_twist_only() -> None:
     fusion = Fusion(PLAIN, FrameNames())
     samples = [replace(odometry(0.05 * k, np.eye(4)), twist_6=np.zeros(6)) for k in range(100)]
     assert {fusion.add_odometry(sample) for sample in samples} == {OdometryVerdict.USED}
+
+
+def erratic(seconds: float, pose: Array, rng: np.random.Generator) -> Array:
+    """Between 6 and 9 s every pose is off by metres, each by others."""
+    return pose @ exp_se3([*rng.normal(0.0, 3.0, 2), 0.0, 0.0, 0.0, 0.0]) if 6.0 <= seconds < 9.0 else pose
+
+
+def test_an_erratic_odometry_is_not_believed_between_its_jumps() -> None:
+    """A visual odometry that has lost its track: some of its increments look sound. The measurements lead."""
+    fusion, rng, errors = filled(), np.random.default_rng(0), []
+    verdicts = []
+    for k in range(101, 261):
+        seconds = 0.05 * k
+        verdicts.append(fusion.add_odometry(odometry(seconds, erratic(seconds, truth(seconds), rng))))
+        if k % 4 == 0:
+            fusion.add_measurement(measurement(seconds))
+        errors.append(error_m(fusion.state(), seconds))
+    assert verdicts.count(OdometryVerdict.JUMP) > 20
+    assert OdometryVerdict.ERRATIC in verdicts
+    assert max(errors) < 4.0  # a quarter of a second at 8 m/s, and twice that
+    calm = [seconds for seconds, verdict in zip(np.arange(101, 261) * 0.05, verdicts, strict=True) if verdict is USED]
+    assert min(seconds for seconds in calm if seconds > 9.0) < 11.0
+    assert error_m(fusion.state(), 13.0) < 0.2
+
+
+def test_a_jump_and_back_is_not_erratic() -> None:
+    fusion = filled()
+    wild = exp_se3([80.0, 0, 0, 0, 0, 0])
+    verdicts = drive_on(fusion, lambda seconds, pose: wild @ pose if abs(seconds - 6.0) < 0.01 else pose, measure=False)
+    assert OdometryVerdict.ERRATIC not in verdicts
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 10.0), st.booleans()), max_size=30))
+def test_the_count_of_jumps_fades_and_is_bounded(steps: list[tuple[float, bool]]) -> None:
+    count = 0.0
+    for elapsed_s, jumped in steps:
+        before, count = count, count_jumps(count, elapsed_s, jumped)
+        assert 0.0 <= count <= min(before + jumped, JUMPS_REMEMBERED)
+    assert count_jumps(count, 60.0, False) < 1e-9
 
 
 def test_a_stop_is_not_frozen() -> None:

@@ -43,6 +43,7 @@ class OdometryVerdict(StrEnum):
     GAP = "gap"  # a long silence: the increment is used with widened noise
     FROZEN = "frozen"  # the same pose again and again after a fast motion: held, with widened noise
     TWIST_ONLY = "twist_only"  # the same pose again and again while the twist moves: the twist is used, widened
+    ERRATIC = "erratic"  # sound by itself, but among jumps: nothing is believed until it has been calm; held, widened
     NOT_FINITE = "not_finite"
     WRONG_FRAME = "wrong_frame"
     DUPLICATE = "duplicate"
@@ -51,6 +52,9 @@ class OdometryVerdict(StrEnum):
     CLOCK_RESET = "clock_reset"
 
 
+ERRATIC_ABOVE, JUMPS_REMEMBERED, JUMP_MEMORY_S = 2.0, 4.0, 2.0
+"""A count of jumps that fades with the last and never exceeds the second: above the first (three in quick succession)
+the odometry is erratic. One jump and back are two; after the last of many it takes 1.4 s to be believed again."""
 BELIEVED = (OdometryVerdict.USED, OdometryVerdict.GAP)
 
 
@@ -210,6 +214,11 @@ def judge(
     if was_fast and segment.repeated and still_s > config.max_odometry_gap_s:
         return OdometryVerdict.FROZEN
     return OdometryVerdict.USED
+
+
+def count_jumps(jumps: float, elapsed_s: float, jumped: bool) -> float:
+    """The fading count of jumps after `elapsed_s` more, and perhaps one more jump."""
+    return min(jumps * math.exp(-elapsed_s / JUMP_MEMORY_S) + jumped, JUMPS_REMEMBERED)
 
 
 def blind_growth(before_s: float, after_s: float) -> float:

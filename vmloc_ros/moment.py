@@ -52,6 +52,7 @@ class Moment:
         motion: the last believed motion.
         still_ns: since when the odometry has repeated the same pose.
         blind_s: for how long no increment has been believed.
+        jumps: how often the odometry has jumped of late, see `increments.count_jumps`.
         segment, verdict: the segment of odometry that leads here, and what became of it.
         memory: what only measurements change.
     """
@@ -68,6 +69,7 @@ class Moment:
     motion: Motion | None = None
     still_ns: int = 0
     blind_s: float = 0.0
+    jumps: float = 0.0
     segment: Segment | None = None
     verdict: OdometryVerdict = OdometryVerdict.USED
     memory: Memory = Memory()
@@ -96,6 +98,7 @@ class Moment:
             self.motion,
             self.still_ns,
             self.blind_s,
+            self.jumps,
             self.segment,
             self.verdict,
             self.memory,

@@ -27,7 +27,16 @@ from vmloc_ros.filter import (
     tidy,
     update,
 )
-from vmloc_ros.increments import OdometryVerdict, Segment, Step, coasting, judge, widened
+from vmloc_ros.increments import (
+    ERRATIC_ABOVE,
+    OdometryVerdict,
+    Segment,
+    Step,
+    coasting,
+    count_jumps,
+    judge,
+    widened,
+)
 from vmloc_ros.moment import Key, Memory, Moment
 from vmloc_ros.odometry_model import STATES, corrected, prior_variances
 from vmloc_ros.relocalization import Candidate
@@ -71,6 +80,8 @@ class Replay:
             else:
                 still_s = (segment.begin.stamp_ns - moment.still_ns) / NANOSECONDS
                 verdict = judge(segment, moment.motion, still_s, config, moment.verdict)
+                if verdict is OdometryVerdict.USED and moment.jumps > ERRATIC_ABOVE:
+                    verdict = OdometryVerdict.ERRATIC
         step, blind_s = self._step(moment, stamp_ns, segment, verdict)
         T, P = moment.T_map_base, moment.cov_99
         if T is not None and P is not None:
@@ -96,6 +107,7 @@ class Replay:
             moment.motion,
             moment.still_ns,
             blind_s,
+            moment.jumps,
             segment,
             verdict,
             moment.memory,
@@ -116,7 +128,8 @@ class Replay:
         if segment is not None and verdict is OdometryVerdict.GAP:
             step = segment.part(moment.stamp_ns, stamp_ns)
         else:
-            motion = None if verdict is OdometryVerdict.FROZEN else moment.motion
+            held = verdict in (OdometryVerdict.FROZEN, OdometryVerdict.ERRATIC) or moment.jumps > ERRATIC_ABOVE
+            motion = None if held else moment.motion
             step = coasting(motion, moment.stamp_ns, stamp_ns, self.config)
         blind_s = moment.blind_s + (stamp_ns - moment.stamp_ns) / NANOSECONDS
         if segment is not None and verdict is OdometryVerdict.FROZEN and moment.blind_s == 0.0:
@@ -131,14 +144,19 @@ class Replay:
             after = moment.copied()
         after.sample = sample
         after.T_start_sample = after.T_start_base
+        if segment is not None and (after.jumps > 0.0 or after.verdict is OdometryVerdict.JUMP):
+            after.jumps = count_jumps(after.jumps, segment.dt_s, after.verdict is OdometryVerdict.JUMP)
         if segment is None or after.verdict is OdometryVerdict.JUMP:
             after.still_ns = sample.stamp_ns
+            if segment is not None and after.jumps > ERRATIC_ABOVE:
+                # among jumps the next increment is compared with this one: two that are alike are a first calm
+                after.motion = segment.motion(0.0)
         elif after.verdict is OdometryVerdict.GAP:  # a mean over a long time says little of the velocity now
             after.motion, after.still_ns = None, sample.stamp_ns
         elif after.verdict is OdometryVerdict.TWIST_ONLY:
             # what the pose catches up with when it comes alive has been driven already: it will be a jump
             after.motion, after.still_ns = segment.motion_by_twist(), sample.stamp_ns
-        elif after.verdict is OdometryVerdict.USED:
+        elif after.verdict in (OdometryVerdict.USED, OdometryVerdict.ERRATIC):
             still_s = (segment.begin.stamp_ns - moment.still_ns) / NANOSECONDS
             if not segment.repeated:
                 after.motion, after.still_ns = segment.motion(still_s), sample.stamp_ns
