@@ -90,6 +90,22 @@ def test_frozen_for_four_seconds(bench: FaultBench, catches_up: bool) -> None:
     outcome.tell(f"odometry frozen for 4 s, then {how}", FAULT_S, GOOD_M, within_s=6.0)
 
 
+def test_erratic_for_three_seconds(bench: FaultBench) -> None:
+    """A visual odometry that has lost its track: every pose is off by metres, each by others."""
+    rng = np.random.default_rng(0)
+
+    def change(second: float, pose: Array) -> Array:
+        return pose @ exp_se3([*rng.normal(0.0, 3.0, 2), 0.0, 0.0, 0.0, 0.0]) if second < FAULT_S + 3.0 else pose
+
+    outcome = run(bench, spoiled(drive(12.0), change))
+    bench.say("odometry", "odometry.erratic")
+    assert outcome.counted["odometry.jump"] > 20
+    assert outcome.counted["odometry.erratic"] > 0
+    assert outcome.counted["odometry.used"] > 100  # believed again
+    assert outcome.worst_m(FAULT_S) < 6.0
+    outcome.tell("odometry erratic for 3 s", FAULT_S, GOOD_M, within_s=6.0)
+
+
 def test_silent_for_four_seconds(bench: FaultBench) -> None:
     """Without odometry there is no TF; with it both are back."""
     events = without(drive(13.0), [EventKind.ODOMETRY], FAULT_S, 8.0)
