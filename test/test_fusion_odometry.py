@@ -140,6 +140,23 @@ def test_a_pose_that_comes_alive_after_twist_only_is_not_driven_twice() -> None:
     assert error_m(fusion.state(), 5.05) < 1.0
 
 
+@pytest.mark.parametrize(
+    "twist", [[1e308] * 6, [61.0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1e4], [np.nan] * 6, [np.inf] * 6]
+)
+def test_an_impossible_twist_is_never_driven_by(twist: list[float]) -> None:
+    """Beside a pose that stands: nothing moves, and nothing that is not finite gets in."""
+    fusion = Fusion(PLAIN, FrameNames())
+    fusion.add_odometry(odometry(0.0, np.eye(4)))
+    fusion.add_measurement(measurement(0.0))
+    for k in range(1, 60):
+        sample = replace(odometry(0.05 * k, np.eye(4)), twist_6=np.array(twist))
+        assert fusion.add_odometry(sample) is OdometryVerdict.USED
+    state = fusion.state()
+    assert state is not None
+    np.testing.assert_allclose(state.T_map_base, T_MAP_ODOM, atol=1e-9)
+    assert np.isfinite(state.cov_66).all()
+
+
 def test_a_standing_robot_that_says_so_is_not_twist_only() -> None:
     fusion = Fusion(PLAIN, FrameNames())
     samples = [replace(odometry(0.05 * k, np.eye(4)), twist_6=np.zeros(6)) for k in range(100)]

@@ -10,6 +10,7 @@ import numpy as np
 from vmloc_ros.config import LocalizerConfig
 from vmloc_ros.fusion import Fusion
 from vmloc_ros.outputs import Note
+from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import (
     Frame,
     MeasurementResult,
@@ -20,7 +21,6 @@ from vmloc_ros.types import (
     Verdict,
 )
 
-NANOSECONDS = 1_000_000_000
 MAX_NUMBER = 1e100
 
 

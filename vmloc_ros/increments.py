@@ -113,14 +113,15 @@ class Segment:
                 return sum(variances[:3]) / 3.0 * self.dt_s, sum(variances[3:]) / 3.0 * self.dt_s
         return variances_of_way(self.metres, self.radians, self.dt_s, config)
 
-    @property
-    def twist_moves(self) -> bool:
-        """Whether the sample at its end says that the robot moves."""
+    def twist_moves(self, config: FilterConfig) -> bool:
+        """Whether the twist at its end says that the robot moves, and no faster than it can."""
         twist = self.end.twist_6
         if twist is None:
             return False
         u, v, w, p, q, r = twist.tolist()
-        return bool(math.hypot(u, v, w) > TWIST_FROM_M_PER_S or math.hypot(p, q, r) > TWIST_FROM_RAD_PER_S)
+        speed, turn = math.hypot(u, v, w), math.hypot(p, q, r)
+        possible = speed <= config.max_speed_m_per_s and turn <= config.max_turn_rad_per_s
+        return possible and (speed > TWIST_FROM_M_PER_S or turn > TWIST_FROM_RAD_PER_S)
 
     def motion(self, still_s: float) -> Motion:
         """The motion of this segment, after `still_s` in which a slow source had repeated its pose."""
@@ -190,7 +191,7 @@ def judge(
     """
     if segment.repeated:
         known = before is OdometryVerdict.TWIST_ONLY or still_s > config.max_odometry_gap_s
-        if known and segment.twist_moves:
+        if known and segment.twist_moves(config):
             return OdometryVerdict.TWIST_ONLY
     elif before in (OdometryVerdict.FROZEN, OdometryVerdict.TWIST_ONLY):
         return OdometryVerdict.JUMP  # what it catches up with has been bridged already

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmloc_ros.geometry import exp_so3, inverse, log_so3, make_pose, orthonormalise
+from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import FusedState
 
 Array = NDArray[np.float64]
 
-NANOSECONDS = 1_000_000_000
 GLIDE_AT_MOST_S = 10.0
 """A correction that would take longer than this is made at once: a robot that was carried away, or a lap put right."""
 

@@ -84,6 +84,10 @@ def fuse(
             position, rotation = result[name]["position_m"], result[name]["rotation_deg"]
             words.append(f"mean error {position['mean']:.2f} m {rotation['mean']:.2f} deg, max {position['max']:.2f} m")
         print(f"{name}: {', '.join(words)}")
+    model = (
+        f"{name} {found['value']:.5f} +- {found['deviation']:.5f}" for name, found in result["odometry_model"].items()
+    )
+    print(f"odometry's model: {', '.join(model)}")
     print(f"wrote {out}")
 
 

@@ -52,7 +52,8 @@ def run_fuse(
         config: the filter's parameters; the defaults if None.
 
     Returns:
-        What was done: `poses`, `odometry`, `fused` (counts, and errors with `truth`), `nees`, `counters`.
+        What was done: `poses`, `odometry`, `fused` (counts, and errors with `truth`), `odometry_model`, `nees`,
+        `counters`.
 
     Raises:
         TrajectoryError, DatasetError: a file cannot be read.
@@ -73,6 +74,7 @@ def run_fuse(
         "odometry": {"samples": len(odometry), "length_m": odometry.length_m()},
         "poses": {"samples": len(measurements)},
         "fused": {"samples": len(fused)},
+        "odometry_model": _model(fusion),
         "counters": fusion.counters(),
     }
     if truth is not None:
@@ -80,6 +82,16 @@ def run_fuse(
     if json is not None:
         files.write_json(json, result)
     return result
+
+
+def _model(fusion: Fusion) -> dict[str, dict[str, float]]:
+    """What the filter has found to be wrong with the odometry by the end, with its standard deviations."""
+    values, deviations = fusion.odometry_model()
+    names = ("log_scale", "heading_rad", "yaw_bias_rad_per_m")
+    return {
+        name: {"value": float(value), "deviation": float(deviation)}
+        for name, value, deviation in zip(names, values, deviations, strict=True)
+    }
 
 
 def _why(fusion: Fusion) -> str:
