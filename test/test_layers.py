@@ -18,11 +18,13 @@ LAYERS = {
     1: "buffers camera images clouds fitting projection novel_views accumulation trajectory odometry increments "
     "odometry_model filter consistency relocalization moment replay history fusion saved_pose monitor metrics messages "
     "pairing clock extrinsics parameter_file uncertainty neighbours covariance_fit corruption correlation heavy_tails "
-    "error_model map_odom_limit",
+    "error_model map_odom_limit latent odometry_drift",
     2: "datasets networks losses",
     3: "checkpoint training training_config training_state machines weight_average augmentation trunk_weights official "
-    "validation calibration neighbour_file split samples batches objective "
-    "localizer runtimes frame_source frame_queue assembly outputs diary pose_keeper pipeline "
+    "validation calibration neighbour_file split samples batches objective clips learning objectives "
+    "vlocnet_objective generative_objective pose_graph_config "
+    "localizer localizers runtimes pose_graph following network_odometry "
+    "frame_source frame_queue assembly outputs diary pose_keeper pipeline "
     "bags bag_messages bag_writer bag_recording recordings sample_pieces piece_workers division preparation "
     "progress evaluation run_log run_outputs report retrieval comparison comparison_tables "
     "plots plots_evaluation plots_reliability plots_worst plots_comparison",

@@ -36,6 +36,11 @@ class Draws(NamedTuple):
         """Those of some pictures."""
         return Draws(self.uniform_NU[rows], self.seeds_N[rows])
 
+    def in_clips(self, frames: int) -> Draws:
+        """Those of clips: alike for all frames of one, but for the numbers per pixel (noise does not stand still)."""
+        seeds = self.seeds_N[:, None] + 2 * np.arange(frames)
+        return Draws(np.repeat(self.uniform_NU, frames, axis=0), seeds.ravel())
+
     def spread(self, which: slice, width: float) -> Tensor:
         """1 +- width, shaped (N, 1, 1, 1 or 3)."""
         return torch.from_numpy(1.0 + width * (2.0 * self.uniform_NU[:, None, None, which] - 1.0)).float()

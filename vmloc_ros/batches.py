@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from vmloc_ros.augmentation import Draws, change_depth, change_rgb, draw, erase
+from vmloc_ros.clips import Clips
 from vmloc_ros.fitting import centre_window
 from vmloc_ros.geometry import Array
 from vmloc_ros.networks.config import Normalisation
@@ -47,6 +48,7 @@ class Batch(NamedTuple):
         samples: their indices in the store.
         first: which row of the whole batch the first one here is.
         size: how many rows the whole batch has.
+        clip: so many consecutive rows are frames of one drive, oldest first, seen with the same augmentation.
     """
 
     inputs: dict[str, Present]
@@ -55,6 +57,7 @@ class Batch(NamedTuple):
     samples: NDArray[np.int64]
     first: int
     size: int
+    clip: int = 1
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -158,8 +161,20 @@ class BatchMaker:
     """Makes augmented training batches, or one process's part of each, out of a store."""
 
     def __init__(
-        self, store: SampleStore, config: TrainingConfig, normalisation: Normalisation, part: Part | None = None
+        self,
+        store: SampleStore,
+        config: TrainingConfig,
+        normalisation: Normalisation,
+        part: Part | None = None,
+        clips: Clips | None = None,
     ) -> None:
+        """
+        Args:
+            store, config, normalisation: what the batches are made of.
+            part: of every batch; by default all of it.
+            clips: samples stand for clips that end at them; by default for themselves.
+        """
+        self._clips = clips
         self._store = store
         self._config = config
         self._normalisation = normalisation
@@ -170,16 +185,25 @@ class BatchMaker:
     def make(self, samples: NDArray[np.int64], seed: tuple[int, ...]) -> Batch:
         """This process's part of one batch; the same samples and seed give the same batch, in as many parts."""
         generator = np.random.default_rng(seed)
-        size, rows = len(samples), self._part.rows(len(samples))
+        clip, rows = 1, self._part.rows(len(samples))
+        count = len(samples)
+        if self._clips is not None:
+            chosen = self._clips.rows(samples, generator)
+            samples, clip = chosen.ravel(), chosen.shape[1]
+            rows = range(rows.start * clip, rows.stop * clip)
+        size = len(samples)
         free_y = self._store.camera.height - self._config.network.height
         free_x = self._store.camera.width - self._config.network.width
-        y = generator.integers(0, free_y + 1, size)
-        x = generator.integers(0, free_x + 1, size)
-        moves = self._moves(samples, generator)
+        y = np.repeat(generator.integers(0, free_y + 1, count), clip)
+        x = np.repeat(generator.integers(0, free_x + 1, count), clip)
+        drawn = self._moves(samples[clip - 1 :: clip], generator)
+        moves = {row * clip + k: move for row, move in drawn.items() for k in range(clip)}
         views = self._views(samples, {row: moves[row] for row in rows if row in moves})
         inputs = {}
         for name, shown in choose_presence(self._store, samples, self._config, generator).items():
-            draws = draw(size, generator)
+            draws = draw(count, generator)
+            if clip > 1:
+                draws = draws.in_clips(clip)
             if shown.any():
                 here = np.flatnonzero(shown[rows.start : rows.stop]) + rows.start
                 images = self._images(name, samples, here, y, x, draws, views)
@@ -191,7 +215,7 @@ class BatchMaker:
             poses[row - rows.start] @= moves[row].T_camera_moved
         if self._config.augmentation.turn_labels:
             poses = turned(poses, x[own] - free_x // 2, y[own] - free_y // 2, camera.fx, camera.fy)
-        return Batch(inputs, *targets(poses, self._normalisation), samples[own], rows.start, size)
+        return Batch(inputs, *targets(poses, self._normalisation), samples[own], rows.start, size, clip)
 
     def _moves(self, samples: NDArray[np.int64], generator: np.random.Generator) -> dict[int, Move]:
         """By row: how the samples are moved that are to be shown from a pose nearby."""

@@ -24,7 +24,10 @@ from torch import Tensor, nn
 from vmloc_ros import files
 from vmloc_ros.config import InputConfig, ProjectionConfig, StrictModel, parse, read_yaml
 from vmloc_ros.errors import CheckpointError, ConfigError
-from vmloc_ros.networks.config import NetworkConfig, Normalisation
+from vmloc_ros.networks.config import AnyNetwork, Normalisation
+from vmloc_ros.networks.generative_map_config import MapCard
+from vmloc_ros.networks.vlocnet_config import MotionCard
+from vmloc_ros.pose_graph_config import PoseGraphConfig
 from vmloc_ros.types import Mode, PinholeIntrinsics
 from vmloc_ros.uncertainty import Calibration
 
@@ -115,7 +118,7 @@ class ModelCard(StrictModel):
 
     name: str
     format_version: Literal[1] = 1
-    network: NetworkConfig
+    network: AnyNetwork
     normalisation: Normalisation
     training_camera: CameraCard
     crop_margin: float = Field(
@@ -126,6 +129,9 @@ class ModelCard(StrictModel):
     projection: ProjectionConfig = Field(description="How points became depth images (accumulate: past or around).")
     latent_samples: int = Field(16, ge=2)
     calibration: dict[Mode, ModeCalibration]
+    motion: MotionCard | None = Field(None, description="Of the network's own odometry, where it has one.")
+    map: MapCard | None = Field(None, description="Of a map that can be looked at.")
+    pose_graph: PoseGraphConfig | None = Field(None, description="The poses go through this before they are given out.")
     scores: dict[str, Any] = Field(default_factory=dict, description="On validation data, per mode.")
     training: dict[str, Any] = Field(default_factory=dict, description="Data, seed, versions, duration.")
     licence: str = Field("", description="Of the data that the weights were learnt from.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -121,6 +121,16 @@ class ModelConfig(StrictModel):
     )
     max_pending_frames: int = Field(
         4, ge=1, description="Frames that wait for the network; a further one drops the oldest as stale."
+    )
+    previous_pose: Literal["filter", "own", "none"] = Field(
+        "filter",
+        description="What a network that takes the previous pose (VLocNet) is given: the filter's, its own last "
+        "answer, or none. Other networks ignore it.",
+    )
+    odometry: Literal["topic", "network"] = Field(
+        "topic",
+        description="Where the filter's odometry comes from: the topic, or, on a robot that has none, the network's "
+        "own (VLocNet), which is published on ~/vo either way.",
     )
 
 
@@ -342,9 +352,9 @@ def parse(model: type[Model], values: dict[str, Any], source: str) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = []
+        problems, tags = [], _tags(model)
         for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"])
+            key = ".".join(str(part) for part in item["loc"] if part not in tags)
             if item["type"] == "extra_forbidden":
                 nearest = difflib.get_close_matches(key, sorted(flat_names(model)), n=1, cutoff=0.5)
                 problems.append(f"unknown key {key!r}" + (f" (did you mean {nearest[0]!r}?)" if nearest else ""))
@@ -357,12 +367,29 @@ def flat_names(model: type[BaseModel], prefix: str = "") -> list[str]:
     """All leaf keys of a configuration class, sections joined by dots."""
     names: list[str] = []
     for name, info in model.model_fields.items():
-        inner = info.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            names += flat_names(inner, f"{prefix}{name}.")
-        else:
+        inner = [kind for kind in _kinds(info.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        for kind in inner:
+            names += [key for key in flat_names(kind, f"{prefix}{name}.") if key not in names]
+        if not inner:
             names.append(prefix + name)
     return names
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The classes that an annotation allows: itself, or those of a union."""
+    if isinstance(annotation, type):
+        return [annotation]
+    return [kind for inner in get_args(annotation) for kind in _kinds(inner)]
+
+
+def _tags(model: type[BaseModel]) -> set[str]:
+    """What pydantic calls the kinds of a section that may be of several; no key of a file."""
+    tags = set()
+    for info in model.model_fields.values():
+        for kind in _kinds(info.annotation):
+            if isinstance(kind, type) and issubclass(kind, BaseModel) and "architecture" in kind.model_fields:
+                tags.add(str(kind.model_fields["architecture"].default))
+    return tags
 
 
 def load_config(path: Path) -> LocalizerConfig:

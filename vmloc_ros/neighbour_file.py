@@ -16,7 +16,7 @@ from vmloc_ros import files
 from vmloc_ros.checkpoint import NEIGHBOURS, ModelCard, read_tensors
 from vmloc_ros.errors import CheckpointError
 from vmloc_ros.neighbours import Evidence, Neighbours, scatter_evidence
-from vmloc_ros.networks.config import NetworkConfig
+from vmloc_ros.networks.inputs_config import InputShape
 from vmloc_ros.runtimes.torch import RawPoses, Runtime
 from vmloc_ros.samples import SampleStore
 from vmloc_ros.types import Mode
@@ -27,7 +27,7 @@ MAX_FRAMES = 2048
 
 
 def measure_neighbours(
-    runtime: Runtime, config: NetworkConfig, store: SampleStore, samples: NDArray[np.int64]
+    runtime: Runtime, config: InputShape, store: SampleStore, samples: NDArray[np.int64]
 ) -> dict[Mode, Neighbours]:
     """The latents of training samples at half precision, as in the file; of modes with two frames and more."""
     samples = samples[:: max(1, -(-len(samples) // MAX_FRAMES))]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vmloc_ros.batches import Batch
+from vmloc_ros.learning import Learning
 from vmloc_ros.losses import geometric_loss, vmloc_loss
 from vmloc_ros.networks.experts import Expert
 from vmloc_ros.networks.vmloc import VMLoc
@@ -16,8 +17,10 @@ CASES = (Mode.RGB_DEPTH, Mode.RGB_ONLY, Mode.DEPTH_ONLY)
 RGB, DEPTH = Modality.RGB.value, Modality.DEPTH.value
 
 
-class Objective(nn.Module):
+class Objective(Learning):
     """VMLoc with beta and gamma (one of each, or one per case); its forward is Algorithm 1's objective."""
+
+    network: VMLoc
 
     def __init__(self, network: VMLoc, config: ObjectiveConfig) -> None:
         super().__init__()
@@ -27,7 +30,9 @@ class Objective(nn.Module):
         self.gamma = nn.Parameter(torch.full((pairs,), config.gamma_0))
         self._config = config
 
-    def forward(self, batch: Batch, importance: bool = True, touch_all: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: Batch, importance: bool = True, touch_all: bool = False, task: str = ""
+    ) -> tuple[Tensor, Tensor]:
         """The loss to minimise, and the importance-weighted bound (detached).
 
         Of a part of a batch it is that part's share: the sum over the parts is what the whole batch gives, whose random
@@ -38,6 +43,7 @@ class Objective(nn.Module):
             importance: whether samples count by importance (eq. 7), or alike (the ELBO).
             touch_all: give every parameter a gradient (0 to an encoder whose modality the whole batch lacks), because
                 what averages the gradients of several processes waits for all of them.
+            task: there is one only.
         """
         config, count = self._config, len(batch.samples)
         experts = self.network.encode(batch.inputs)
@@ -66,6 +72,18 @@ class Objective(nn.Module):
         loss, bound = vmloc_loss(mean, variance, noise, loss_of, weight, rule, share)
         idle = [encoder for name, encoder in self.network.encoders.items() if touch_all and name not in experts]
         return loss + sum(0.0 * p.sum() for encoder in idle for p in encoder.parameters()), bound
+
+    def unseen(self, batch: Batch) -> list[nn.Module]:
+        """Encoders of modalities that no sample of the whole batch shows."""
+        return [encoder for name, encoder in self.network.encoders.items() if name not in batch.inputs]
+
+    def scales(self) -> dict[str, float]:
+        """beta and gamma, by case where there are several."""
+        result: dict[str, float] = {}
+        for name, values in (("beta", self.beta.detach().tolist()), ("gamma", self.gamma.detach().tolist())):
+            suffixes = [f"_{case.value}" for case in CASES] if len(values) > 1 else [""]
+            result |= {name + suffix: value for suffix, value in zip(suffixes, values, strict=True)}
+        return result
 
     def _rows(
         self, experts: dict[str, Expert], count: int, size: int

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmloc_ros.errors import ConfigError
-from vmloc_ros.networks.config import NetworkConfig
+from vmloc_ros.networks.inputs_config import InputShape
 from vmloc_ros.samples import SampleStore
 from vmloc_ros.training_config import FRAME_NUMBERS_FORMAT, DataConfig, parse_range
 from vmloc_ros.types import Modality
@@ -42,7 +42,7 @@ def in_blocks(positions: NDArray[np.float64], blocks: Sequence[str]) -> NDArray[
     return inside
 
 
-def usable_samples(store: SampleStore, data: DataConfig, network: NetworkConfig) -> NDArray[np.bool_]:
+def usable_samples(store: SampleStore, data: DataConfig, network: InputShape) -> NDArray[np.bool_]:
     """Which samples have a modality of the network and are not discarded (N,)."""
     usable = np.zeros(len(store), dtype=bool)
     if network.has(Modality.RGB):
@@ -57,7 +57,7 @@ def in_recordings(store: SampleStore, names: Sequence[str]) -> NDArray[np.bool_]
     return np.array([name in names for name in store.recordings], dtype=bool)[store.recording_of]
 
 
-def split(store: SampleStore, data: DataConfig, network: NetworkConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split(store: SampleStore, data: DataConfig, network: InputShape) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices of the training and of the validation samples; those without a modality of the network are left out.
 
     Raises:
@@ -68,7 +68,7 @@ def split(store: SampleStore, data: DataConfig, network: NetworkConfig) -> tuple
     return np.flatnonzero(usable & ~held_out), np.flatnonzero(usable & held_out)
 
 
-def scored_samples(store: SampleStore, data: DataConfig, network: NetworkConfig) -> NDArray[np.int64]:
+def scored_samples(store: SampleStore, data: DataConfig, network: InputShape) -> NDArray[np.int64]:
     """Indices of the samples that are only ever tested on; none where nothing is named.
 
     Raises:

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from vmloc_ros import files
 from vmloc_ros.batches import Batch, BatchMaker, Part, epoch_batches, made_ahead
 from vmloc_ros.checkpoint import METRICS, stored
+from vmloc_ros.clips import Clips
 from vmloc_ros.errors import TrainingError
+from vmloc_ros.learning import Learning
 from vmloc_ros.machines import failures_in_words, in_first_process, start, total
 from vmloc_ros.networks.config import Normalisation
 from vmloc_ros.networks.synchronised import synchronise
-from vmloc_ros.networks.vmloc import VMLoc
-from vmloc_ros.objective import CASES, Objective
-from vmloc_ros.runtimes.torch import TorchRuntime
+from vmloc_ros.objectives import build_objective
+from vmloc_ros.runtimes.build import build_runtime
 from vmloc_ros.samples import SampleStore
 from vmloc_ros.training_config import OptimizerConfig, TrainingConfig
 from vmloc_ros.training_state import Progress, State, load_state, save_state
@@ -69,14 +70,15 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
     return low + (high - low) * 0.5 * (1.0 - math.cos(math.pi * min(1.0, share)))
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, device: str) -> torch.optim.Optimizer:
+def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig, device: str) -> torch.optim.Optimizer:
     """AdamW or Adam; weight decay on matrices and kernels only.
 
     On the CPU in one pass over the weights, several times as fast. That pass takes weight, gradient and moments to be
     laid out in memory alike, which `load_state` sees to.
     """
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
+    parameters = list(parameters)
+    matrices = [p for p in parameters if p.ndim >= 2]
+    vectors = [p for p in parameters if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     algorithm = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.algorithm]
     return algorithm(groups, lr=config.peak_learning_rate, fused=True if device == "cpu" else None)
@@ -124,23 +126,28 @@ def train(
 
 
 def training_step(
-    fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, importance: bool, clip_norm: float
+    fabric: Fabric,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    importance: bool,
+    clip_norm: float,
+    task: str = "",
 ) -> tuple[float, float, str]:
-    """One step of an `Objective` and its optimizer, as `fabric.setup` gave them.
+    """One step of a `Learning` and one of its optimizers, as `fabric.setup` gave them.
 
     Returns:
         The whole batch's loss and bound, and what was not finite ("loss", "gradient" or nothing): then no weight has
         changed.
     """
-    own_loss, own_bound = model(batch.to(fabric.device), importance, fabric.world_size > 1)
+    own_loss, own_bound = model(batch.to(fabric.device), importance, fabric.world_size > 1, task)
     loss, bound = total(fabric, torch.stack([own_loss, own_bound]))
     if not math.isfinite(loss):
         return loss, bound, "loss"
-    optimizer.zero_grad()
+    model.zero_grad()
     fabric.backward(own_loss * fabric.world_size)  # the processes' gradients are averaged, and these add up
-    for name, encoder in cast(Objective, model.module).network.encoders.items():
-        if name not in batch.inputs:
-            encoder.zero_grad()  # zeros are not the same as none: no moment or weight decays without a sample
+    for part in cast(Learning, model.module).unseen(batch):
+        part.zero_grad()  # zeros are not the same as none: no moment or weight decays without a sample
     norm = fabric.clip_gradients(model, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
     scaler = getattr(fabric.strategy.precision, "scaler", None)  # it leaves out a step that overflows, and scales less
     if scaler is None and norm is not None and not math.isfinite(norm.item()):
@@ -162,32 +169,37 @@ class _Loop:
         fabric: Fabric,
         resume: bool,
     ) -> None:
+        clips = Clips(store, samples, config.objective.clip) if config.objective.clip.frames > 1 else None
+        samples = samples if clips is None else clips.usable
         self._config, self._store, self._samples, self._out = config, store, samples, out
         self._normalisation, self._fabric = normalisation, fabric
-        self._maker = BatchMaker(store, config, normalisation, Part(fabric.global_rank, fabric.world_size))
+        self._maker = BatchMaker(store, config, normalisation, Part(fabric.global_rank, fabric.world_size), clips)
         if len(epoch_batches(samples, config, 0)[-1]) < fabric.world_size:
             raise TrainingError(
                 f"batches of {config.optimizer.batch_size} cannot be shared by {fabric.world_size} processes: raise "
                 "optimizer.batch_size"
             )
         torch.manual_seed(config.seed)
-        objective = Objective(VMLoc(config.network).to(memory_format=torch.channels_last), config.objective)  # type: ignore[call-overload]
+        objective = build_objective(config)
         if not resume:  # the first process's weights become everyone's
+            objective.begin(store, samples, normalisation)
             in_first_process(fabric, lambda: load_trunk_weights(objective.network, config.trunk_weights))
         if fabric.world_size > 1:
             synchronise(objective)
         averaged = config.optimizer.ema and fabric.is_global_zero
         self._average = WeightAverage(objective.network, config.optimizer.ema) if averaged else None
         self._objective = objective
-        optimizer = build_optimizer(objective, config.optimizer, fabric.device.type)
-        self._model, self._optimizer = fabric.setup(objective, optimizer)
+        tasks = objective.tasks()
+        optimizers = [build_optimizer(some, config.optimizer, fabric.device.type) for some in tasks.values()]
+        self._model, *ready = fabric.setup(objective, *optimizers)
+        self._optimizers = dict(zip(tasks, ready, strict=True))
         self._judged = self._average.network.to(fabric.device) if self._average else objective.network
         self._progress, self._best, self._rows = Progress(), dict[str, Tensor](), list[Row]()
 
     def restore(self, key: str) -> None:
         """Goes back to the last whole checkpoint. Raises CheckpointError as `load_state`."""
         average = self._average.network if self._average else None
-        state = load_state(self._out, key, self._objective, self._optimizer, average)
+        state = load_state(self._out, key, self._objective, list(self._optimizers.values()), average)
         self._progress, self._best = state.progress, state.best
         self._fabric.strategy.precision.load_state_dict(state.precision)
         self._rows = read_rows(self._out / METRICS, self._progress.epoch)
@@ -231,11 +243,13 @@ class _Loop:
             waited += time.monotonic() - asked
             step = epoch * len(batches) + index
             rate = learning_rate(step, steps, config.optimizer)
-            for group in self._optimizer.param_groups:
+            task = list(self._optimizers)[step % len(self._optimizers)]
+            optimizer = self._optimizers[task]
+            for group in optimizer.param_groups:
                 group["lr"] = rate
             importance = step >= config.objective.importance_after * steps
             loss, bound, problem = training_step(
-                self._fabric, self._model, self._optimizer, batch, importance, config.optimizer.clip_norm
+                self._fabric, self._model, optimizer, batch, importance, config.optimizer.clip_norm, task
             )
             if problem:
                 self._refuse(batches[index], problem, epoch)
@@ -248,16 +262,7 @@ class _Loop:
             asked = time.monotonic()
         seconds = time.monotonic() - started
         speed: Row = {"samples_per_s": len(self._samples) / seconds, "data_wait_share": waited / seconds}
-        return row | self._scales() | speed
-
-    def _scales(self) -> Row:
-        """The learned beta and gamma."""
-        row: Row = {}
-        for name in ("beta", "gamma"):
-            values = getattr(self._objective, name).detach().tolist()
-            suffixes = [f"_{case.value}" for case in CASES] if len(values) > 1 else [""]
-            row |= {name + suffix: value for suffix, value in zip(suffixes, values, strict=True)}
-        return row
+        return row | self._objective.scales() | speed
 
     def _refuse(self, samples: NDArray[np.int64], what: str, epoch: int) -> None:
         """Saves the names of a batch whose loss or gradient is not finite, and stops."""
@@ -288,14 +293,14 @@ class _Loop:
             return {}
         device = str(next(self._judged.parameters()).device)
         latent = self._config.calibration.latent_samples
-        runtime = TorchRuntime(self._judged, self._normalisation, latent, device)
+        runtime = build_runtime(self._judged, self._normalisation, latent, device)
         return validate(runtime, self._config.network, self._store, samples)
 
     def _save(self, key: str) -> None:
         """The checkpoint to resume from."""
         average = self._average.network if self._average else None
         state = State(self._progress, self._best, self._fabric.strategy.precision.state_dict())
-        save_state(self._out, key, self._objective, self._optimizer, state, average)
+        save_state(self._out, key, self._objective, list(self._optimizers.values()), state, average)
 
 
 def overall(errors: dict[Mode, ModeErrors]) -> float:

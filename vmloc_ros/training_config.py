@@ -10,7 +10,10 @@ from pydantic import Field, field_validator, model_validator
 
 from vmloc_ros.config import LocalizerConfig, StrictModel, parse, read_yaml
 from vmloc_ros.losses import Distance, EncoderGradient
-from vmloc_ros.networks.config import NetworkConfig
+from vmloc_ros.networks.config import AnyNetwork, NetworkConfig
+from vmloc_ros.networks.generative_map_config import GenerativeMapObjective
+from vmloc_ros.networks.vlocnet_config import VLocNetObjective
+from vmloc_ros.pose_graph_config import PoseGraphConfig
 
 FRAME_NUMBERS_FORMAT = "sevenscenes"
 
@@ -82,6 +85,36 @@ class DataConfig(StrictModel):
         return self
 
 
+class ClipConfig(StrictModel):
+    """Frames that are shown together: one frame is one clip, unless the network or the objective asks for more."""
+
+    frames: int = Field(1, ge=1, le=16, description="Frames of a clip.")
+    spacing: int = Field(1, ge=1, description="Every n-th frame of the drive is taken.")
+    max_spacing: int = Field(
+        0, ge=0, description="Draw the spacing of each clip from `spacing` to this; 0: always `spacing`."
+    )
+    max_gap_s: float = Field(
+        0.5, gt=0.0, description="A drive is cut where two of its frames lie further apart than this."
+    )
+
+    @property
+    def largest_spacing(self) -> int:
+        """The upper end of the range of spacings."""
+        return max(self.spacing, self.max_spacing)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ClipConfig:
+        if 0 < self.max_spacing < self.spacing:
+            raise ValueError("clip.max_spacing is below clip.spacing")
+        return self
+
+
+class RelativeConfig(StrictModel):
+    """MapNet's second term (S. Brahmbhatt et al., CVPR 2018): the motion between the poses of a clip."""
+
+    weight: float = Field(0.0, ge=0.0, description="Of that term beside the poses' own; 0: off (the paper: 1).")
+
+
 class ObjectiveConfig(StrictModel):
     samples: int = Field(4, ge=1, description="k, latent samples per frame (the paper: 10).")
     latent_weight: float = Field(1e-4, ge=0.0, description="lambda of eq. 15 (the published code: 1e-6).")
@@ -116,6 +149,11 @@ class ObjectiveConfig(StrictModel):
         "weighted: the expectation of that, all three cases of a sample with its chances as weights, from one "
         "encoding: a quarter more work per step, and much more signal for a modality alone.",
     )
+
+    clip: ClipConfig = Field(default_factory=ClipConfig, description="How many frames a training sample has.")
+    relative: RelativeConfig = Field(default_factory=RelativeConfig)
+    vlocnet: VLocNetObjective = Field(default_factory=VLocNetObjective)
+    generative_map: GenerativeMapObjective = Field(default_factory=GenerativeMapObjective)
 
     @field_validator("presence")
     @classmethod
@@ -236,7 +274,10 @@ class TrainingConfig(StrictModel):
         default_factory=LocalizerConfig,
         description="How sensor messages become frames: exactly what the node will do with this model.",
     )
-    network: NetworkConfig = Field(default_factory=NetworkConfig)
+    network: AnyNetwork = Field(default_factory=NetworkConfig)
+    pose_graph: PoseGraphConfig | None = Field(
+        None, description="Smooth the poses over a sliding window of odometry before they are given out (MapNet+PGO)."
+    )
     trunk_weights: str = Field(
         "none",
         min_length=1,
@@ -273,7 +314,7 @@ class TrainingConfig(StrictModel):
             raise ValueError("calibration.on_training is for trainings without calibration.folds")
         if "rgb" in self.network.modalities and not self.localizer.input.use_image:
             raise ValueError("network.modalities has rgb, but localizer.input.use_image is false")
-        if self.trunk_weights != "none" and self.network.trunk == "small":
+        if self.trunk_weights != "none" and getattr(self.network, "trunk", "small") == "small":
             raise ValueError(f"trunk_weights is {self.trunk_weights}, but network.trunk small has none; take a resnet")
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,27 +58,33 @@ def save_state(
     folder: Path,
     key: str,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     state: State,
     average: nn.Module | None = None,
 ) -> None:
-    """Writes model, optimizer, the weights' average and the rest of the state, atomically."""
+    """Writes model, optimizers, the weights' average and the rest of the state, atomically."""
     tensors = {f"model/{name}": tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     tensors |= {f"best/{name}": tensor.detach().cpu().contiguous() for name, tensor in state.best.items()}
     if average is not None:
         tensors |= {f"average/{name}": tensor.cpu().contiguous() for name, tensor in average.state_dict().items()}
-    for index, entries in optimizer.state_dict()["state"].items():
-        tensors |= {
-            f"optimizer/{index}/{name}": torch.as_tensor(value).cpu().contiguous() for name, value in entries.items()
-        }
+    for number, optimizer in enumerate(optimizers):
+        for index, entries in optimizer.state_dict()["state"].items():
+            tensors |= {
+                f"optimizer/{number}/{index}/{name}": torch.as_tensor(value).cpu().contiguous()
+                for name, value in entries.items()
+            }
     about = {"key": key, "progress": json.dumps(vars(state.progress)), "precision": json.dumps(state.precision)}
     files.write_bytes(folder / STATE, save_safetensors(tensors, metadata=about))
 
 
 def load_state(
-    folder: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
+    folder: Path,
+    key: str,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    average: nn.Module | None = None,
 ) -> State:
-    """Restores model, optimizer and the weights' average in place; returns the rest of the state.
+    """Restores model, optimizers and the weights' average in place; returns the rest of the state.
 
     Raises:
         CheckpointError: no state, a broken one, or one of another configuration or other data.
@@ -92,20 +99,22 @@ def load_state(
         raise CheckpointError(
             f"{path}: of another configuration or other data; resume with the same ones, or start anew"
         )
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [[parameter for group in item.param_groups for parameter in group["params"]] for item in optimizers]
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "average": {}}
-    moments: dict[int, dict[str, Tensor]] = {}
+    moments: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
         if part == "optimizer":
-            index, _, entry = rest.partition("/")
-            same_layout = torch.empty_like(parameters[int(index)]).copy_(tensor) if tensor.ndim else tensor
-            moments.setdefault(int(index), {})[entry] = same_layout
+            number, index, entry = rest.split("/", 2)
+            parameter = parameters[int(number)][int(index)]
+            same_layout = torch.empty_like(parameter).copy_(tensor) if tensor.ndim else tensor
+            moments[int(number)].setdefault(int(index), {})[entry] = same_layout
         else:
             parts[part][rest] = tensor
     fill_network(model, parts["model"], path)
     if average is not None:
         fill_network(average, parts["average"], path)
-    whole = optimizer.state_dict()
-    optimizer.load_state_dict({"state": moments, "param_groups": whole["param_groups"]})
+    for optimizer, state in zip(optimizers, moments, strict=True):
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
     return State(Progress(**json.loads(about["progress"])), parts["best"], json.loads(about.get("precision", "{}")))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import models
 
 from vmloc_ros.checkpoint import read_tensors
 from vmloc_ros.errors import CheckpointError, TrainingError
-from vmloc_ros.networks.config import NetworkConfig
+from vmloc_ros.networks.build import build_network
+from vmloc_ros.networks.config import AnyNetwork
 from vmloc_ros.networks.encoders import Encoder
 from vmloc_ros.networks.vmloc import VMLoc
 
@@ -28,7 +29,7 @@ HEAD = "fc."
 """The classifier of a published ResNet, which no trunk has."""
 
 
-def load_trunk_weights(network: VMLoc, source: str) -> None:
+def load_trunk_weights(network: nn.Module, source: str) -> None:
     """Fills the trunks of all encoders; their heads stay as they are.
 
     The depth encoder takes the same weights. Where its input has not three channels, every channel of its first
@@ -46,6 +47,7 @@ def load_trunk_weights(network: VMLoc, source: str) -> None:
     """
     if source == NONE:
         return
+    assert isinstance(network, VMLoc)
     tensors = _published(network.config.trunk) if source == IMAGENET else read_tensors(Path(source).expanduser())[0]
     trunk = trunk_names(tensors)
     for encoder in network.encoders.values():
@@ -53,10 +55,10 @@ def load_trunk_weights(network: VMLoc, source: str) -> None:
         _fill(encoder, trunk, source)
 
 
-def check_trunk_weights(config: NetworkConfig, source: str) -> None:
+def check_trunk_weights(config: AnyNetwork, source: str) -> None:
     """Raises what `load_trunk_weights` would, before the long work of a training."""
     if source != NONE:
-        load_trunk_weights(VMLoc(config), source)
+        load_trunk_weights(build_network(config), source)
 
 
 def trunk_names(resnet: dict[str, Tensor]) -> dict[str, Tensor]:

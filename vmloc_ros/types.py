@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -256,11 +256,50 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class CameraMotion:
+    """What two frames say of the way between them: `T_begin_end`, the camera at `end_ns` in the camera's frame at
+    `begin_ns`; `cov_66` is of its right perturbation (camera axes at the end)."""
+
+    begin_ns: int
+    end_ns: int
+    T_begin_end: Array
+    cov_66: Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Information:
+    """What an observation says about a pose, to first order in the pose's right perturbation `d` (6).
+
+    The observation's squared distance is `cost - 2 gradient_6' d + d' information_66 d`: `gradient_6 = J' R^-1 r` and
+    `information_66 = J' R^-1 J` of the residual `r` and the Jacobian `J` of what is expected.
+
+    Attributes:
+        gradient_6, information_66: see above.
+        cost: `r' R^-1 r` at this pose.
+        dof: how many numbers were observed.
+    """
+
+    gradient_6: Array
+    information_66: Array
+    cost: float
+    dof: int
+
+
+class Observation(Protocol):
+    """A measurement that is no pose, but can be compared with what a pose makes one expect."""
+
+    def at(self, T_map_body: Array) -> Information:
+        """How it fits a pose of the body that it is of (camera or base). A pure function; any thread."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class PoseEstimate:
     """A localizer's answer. `cov_66` is of the right perturbation of `T_map_camera` (camera axes).
 
     `expert_weights` are shares of precision by modality (with "prior"), summing to 1; `health` is 1 for as good as in
-    training and falls towards 0.
+    training and falls towards 0. A network with an odometry of its own adds `motion`. One that observes something else
+    than a pose adds `observation` (of the camera's pose), which the filter then prefers to `T_map_camera`.
     """
 
     stamp_ns: int
@@ -269,25 +308,33 @@ class PoseEstimate:
     expert_weights: Mapping[str, float]
     mode: Mode
     health: float = 1.0
+    motion: CameraMotion | None = None
+    observation: Observation | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NoPose:
-    """A localizer's honest refusal."""
+    """A localizer's honest refusal; two frames may tell a motion all the same."""
 
     stamp_ns: int
     reason: str
+    motion: CameraMotion | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PoseMeasurement:
-    """What the filter fuses. `cov_66` is of the right perturbation of `T_map_base` (body axes)."""
+    """What the filter fuses. `cov_66` is of the right perturbation of `T_map_base` (body axes).
+
+    Where there is an `observation` (of the base's pose) the filter compares that with its state; the pose starts it and
+    finds it again.
+    """
 
     stamp_ns: int
     T_map_base: Array
     cov_66: Array
     source: str = "network"
     frame_id: str = "map"
+    observation: Observation | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

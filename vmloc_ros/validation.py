@@ -10,8 +10,8 @@ from scipy.spatial.transform import Rotation
 
 from vmloc_ros.geometry import Array
 from vmloc_ros.metrics import pose_error_6, spread
-from vmloc_ros.networks.config import NetworkConfig
 from vmloc_ros.networks.inputs import centre_crop
+from vmloc_ros.networks.inputs_config import InputShape
 from vmloc_ros.runtimes.torch import Runtime
 from vmloc_ros.samples import SampleStore
 from vmloc_ros.types import Modality, Mode
@@ -58,7 +58,7 @@ def pose_errors(T_hat_N44: Array, T_N44: Array) -> tuple[Array, Array, Array]:
     return tangent, position, np.rad2deg(Rotation.from_matrix(relative).magnitude())
 
 
-def mode_inputs(config: NetworkConfig) -> dict[Mode, tuple[bool, bool]]:
+def mode_inputs(config: InputShape) -> dict[Mode, tuple[bool, bool]]:
     """The modes a network can answer in, and whether each shows colour and depth."""
     rgb, depth = config.has(Modality.RGB), config.has(Modality.DEPTH)
     modes = {Mode.RGB_DEPTH: (True, True), Mode.RGB_ONLY: (True, False), Mode.DEPTH_ONLY: (False, True)}
@@ -66,7 +66,7 @@ def mode_inputs(config: NetworkConfig) -> dict[Mode, tuple[bool, bool]]:
 
 
 def validate(
-    runtime: Runtime, config: NetworkConfig, store: SampleStore, samples: NDArray[np.int64]
+    runtime: Runtime, config: InputShape, store: SampleStore, samples: NDArray[np.int64]
 ) -> dict[Mode, ModeErrors]:
     """Errors without any augmentation, for every mode that at least one of the samples can show."""
     rows, columns = centre_crop(store.camera.height, store.camera.width, config.height, config.width)

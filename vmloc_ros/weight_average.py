@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-
-from vmloc_ros.networks.vmloc import VMLoc
+from torch import nn
 
 
 class WeightAverage:
@@ -16,7 +15,7 @@ class WeightAverage:
         network: the average; never trained, in evaluation mode.
     """
 
-    def __init__(self, network: VMLoc, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self._followed = network
         self._decay = decay

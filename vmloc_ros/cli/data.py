@@ -262,4 +262,4 @@ def import_vmloc(
         depth_empty.value if depth_empty is not None else None,
         name,
     )
-    print(f"wrote {out}: {card.name}, latent {card.network.latent}; next: vmloc calibrate {out} SRC --format F")
+    print(f"wrote {out}: {card.name}; next: vmloc calibrate {out} SRC --format F")

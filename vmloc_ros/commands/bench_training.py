@@ -158,7 +158,7 @@ def our_step(case: Case, pictures: dict[str, Tensor], position: Tensor, log_quat
     )
     config = OptimizerConfig()
     fabric = Fabric(accelerator="cpu", devices=1, precision=case.precision)  # type: ignore[arg-type]
-    model, optimizer = fabric.setup(objective, build_optimizer(objective, config, "cpu"))
+    model, optimizer = fabric.setup(objective, build_optimizer(objective.parameters(), config, "cpu"))
     inputs = {
         name: Present(pictures[name][rows].contiguous(memory_format=torch.channels_last), rows)
         for name, rows in _shown(case).items()

@@ -18,13 +18,15 @@ from vmloc_ros.commands.evaluate import choose, reader_options, settings_of
 from vmloc_ros.config import LocalizerConfig
 from vmloc_ros.datasets.base import Recording
 from vmloc_ros.errors import ConfigError
-from vmloc_ros.localizer import MAX_FOCAL_RATIO, choose_device, modes_of
+from vmloc_ros.localizer import choose_device, modes_of
+from vmloc_ros.localizers.inputs import MAX_FOCAL_RATIO
 from vmloc_ros.neighbour_file import measure_neighbours, read_neighbours, write_neighbours
 from vmloc_ros.neighbours import Neighbours
-from vmloc_ros.networks.vmloc import VMLoc
+from vmloc_ros.networks.build import build_network
 from vmloc_ros.progress import progress_bar
 from vmloc_ros.recordings import open_any
-from vmloc_ros.runtimes.torch import TorchRuntime
+from vmloc_ros.runtimes.build import build_runtime
+from vmloc_ros.runtimes.torch import Runtime
 from vmloc_ros.samples import Labelled, SampleStore, build_store
 from vmloc_ros.types import Mode
 from vmloc_ros.validation import validate
@@ -59,9 +61,9 @@ def run_calibrate(
     """
     console = Console(stderr=True)
     card, tensors = load_model(model)
-    network = VMLoc(card.network)
+    network = build_network(card.network)
     fill_network(network, tensors, model)
-    runtime = TorchRuntime(network, card.normalisation, card.latent_samples, choose_device(device)[0])
+    runtime = build_runtime(network, card.normalisation, card.latent_samples, choose_device(device)[0])
     settings = settings_of(model, card, config)
     given = reader_options(model, format, options or {})
     opened = open_any(format, source, settings.topics, given, settings.frames.base)
@@ -94,7 +96,7 @@ def run_calibrate(
 
 
 def recalibrated(
-    card: ModelCard, runtime: TorchRuntime, store: SampleStore, neighbours: dict[Mode, Neighbours]
+    card: ModelCard, runtime: Runtime, store: SampleStore, neighbours: dict[Mode, Neighbours]
 ) -> ModelCard:
     """The card with a calibration on all samples of a store.
 

@@ -38,6 +38,7 @@ from vmloc_ros.comparison_tables import Table, all_tables, markdown
 from vmloc_ros.config import ModelConfig, parse
 from vmloc_ros.errors import ConfigError, VmlocError
 from vmloc_ros.localizer import load_localizer
+from vmloc_ros.networks.inputs_config import InputShape
 from vmloc_ros.preparation import prepare, store_key
 from vmloc_ros.recordings import open_any
 from vmloc_ros.retrieval import Retrieval
@@ -165,7 +166,7 @@ def frame_sets(config: TrainingConfig, store: SampleStore) -> FrameSets:
     Raises:
         ConfigError: the plan trains on everything.
     """
-    both = config.network.model_copy(update={"modalities": ["rgb", "depth"]})
+    both = InputShape()
     _, validation = split(store, config.data, both)
     sets = {"test": scored_samples(store, config.data, both), "validation": validation}
     sets = {name: indices for name, indices in sets.items() if len(indices)}

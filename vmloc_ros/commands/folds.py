@@ -28,10 +28,11 @@ from vmloc_ros.checkpoint import fill_network, read_tensors
 from vmloc_ros.errors import ConfigError
 from vmloc_ros.localizer import choose_device
 from vmloc_ros.neighbour_file import measure_neighbours
+from vmloc_ros.networks.build import build_network
 from vmloc_ros.networks.config import Normalisation
-from vmloc_ros.networks.vmloc import VMLoc
 from vmloc_ros.preparation import digest
-from vmloc_ros.runtimes.torch import TorchRuntime
+from vmloc_ros.runtimes.build import build_runtime
+from vmloc_ros.runtimes.torch import Runtime
 from vmloc_ros.samples import SampleStore
 from vmloc_ros.split import block_numbers, in_blocks, positions_of
 from vmloc_ros.training import Row, train
@@ -175,15 +176,15 @@ class FoldTraining:
 
 def stored_runtime(
     config: TrainingConfig, tensors: dict[str, Tensor], normalisation: Normalisation, source: Path
-) -> TorchRuntime:
+) -> Runtime:
     """A runtime for weights as they are stored, which half of them are at half precision.
 
     Raises:
         CheckpointError: they are not of the configuration's network.
     """
-    network = VMLoc(config.network)
+    network = build_network(config.network)
     fill_network(network, {name: t.float() if t.dtype is torch.float16 else t for name, t in tensors.items()}, source)
-    return TorchRuntime(network, normalisation, config.calibration.latent_samples, choose_device(config.device)[0])
+    return build_runtime(network, normalisation, config.calibration.latent_samples, choose_device(config.device)[0])
 
 
 def read_mark(folder: Path) -> dict[str, Any] | None:

@@ -42,7 +42,7 @@ from vmloc_ros.neighbours import Neighbours
 from vmloc_ros.networks.config import Normalisation
 from vmloc_ros.plots import plot_training
 from vmloc_ros.retrieval import write_retrieval
-from vmloc_ros.runtimes.torch import TorchRuntime
+from vmloc_ros.runtimes.torch import Runtime
 from vmloc_ros.samples import SampleStore
 from vmloc_ros.split import block_numbers, scored_samples
 from vmloc_ros.training import Trained
@@ -123,7 +123,7 @@ def calibrated(
 
 
 def scores_on_test(
-    runtime: TorchRuntime,
+    runtime: Runtime,
     config: TrainingConfig,
     store: SampleStore,
     neighbours: dict[Mode, Neighbours],

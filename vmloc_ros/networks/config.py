@@ -5,32 +5,27 @@ Both travel in the model's card, so that a trained model can be built again with
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from vmloc_ros.config import StrictModel
-from vmloc_ros.types import Modality
+from vmloc_ros.networks.generative_map_config import GenerativeMapConfig
+from vmloc_ros.networks.inputs_config import InputShape, ModalityName, TrunkName
+from vmloc_ros.networks.retrieval_config import RetrievalConfig
+from vmloc_ros.networks.vlocnet_config import VLocNetConfig
 
-ModalityName = Literal["rgb", "depth"]
-TrunkName = Literal["small", "resnet18", "resnet34", "resnet50"]
+__all__ = ["AnyNetwork", "ModalityName", "NetworkConfig", "Normalisation", "TrunkName"]
 
 
-class NetworkConfig(StrictModel):
+class NetworkConfig(InputShape):
     """VMLoc: one encoder per modality, their fusion, attention, two regressors.
 
     The ablations of the paper's Table 3 are the same network: `image` and `depth` name one modality, `attention` has
-    `fusion: concatenation`, `poe` and `vmloc` differ in the objective alone.
+    `fusion: concatenation`, `poe` and `vmloc` differ in the objective alone. So are PoseNet17, AtLoc and MapNet.
     """
 
     architecture: Literal["vmloc"] = Field("vmloc", description="Which network; the card of a model names it.")
-    modalities: list[ModalityName] = Field(
-        default_factory=lambda: list[ModalityName](("rgb", "depth")),
-        min_length=1,
-        description="Inputs that have an expert.",
-    )
-    width: int = Field(128, ge=16, le=2048, description="Columns of both inputs.")
-    height: int = Field(96, ge=16, le=2048, description="Rows of both inputs.")
     trunk: TrunkName = Field("small", description="Convolutional trunk of each encoder.")
     channels: list[int] = Field(
         default_factory=lambda: [24, 32, 64, 128],
@@ -43,17 +38,6 @@ class NetworkConfig(StrictModel):
     )
     grid_rows: int = Field(3, ge=1, description="Rows of the average-pooled grid; 1x1 is the paper's global pooling.")
     grid_columns: int = Field(4, ge=1, description="Columns of that grid.")
-    depth_encoding: Literal["log", "image"] = Field(
-        "log",
-        description="What the depth encoder sees. log: normalised logarithm of the metres, and a channel that says "
-        "where there is a return. image: a grey picture on three equal channels, as the paper and its code.",
-    )
-    depth_image_white_m: float = Field(
-        80.0, gt=0.0, description="Depth encoding `image`: metres that are white; nearer is darker, farther white too."
-    )
-    depth_image_empty: Literal["black", "white"] = Field(
-        "black", description="Depth encoding `image`: what a pixel without return looks like."
-    )
     latent: int = Field(256, ge=2, description="Dimensions of the latent space (the paper: 1024).")
     fusion: Literal["poe", "concatenation"] = Field(
         "poe",
@@ -86,27 +70,32 @@ class NetworkConfig(StrictModel):
 
     @model_validator(mode="after")
     def _agree(self) -> NetworkConfig:
-        if len(set(self.modalities)) != len(self.modalities):
-            raise ValueError("modalities names one twice")
         if self.latent % self.attention_divisor:
             raise ValueError(f"attention_divisor {self.attention_divisor} does not divide latent {self.latent}")
         if self.fusion == "concatenation" and self.latent % len(self.modalities):
             raise ValueError(f"{len(self.modalities)} modalities cannot share latent {self.latent} in equal parts")
         return self
 
-    def has(self, modality: Modality) -> bool:
-        """Whether this network has an expert for a modality."""
-        return modality.value in self.modalities
-
     @property
     def expert_latent(self) -> int:
         """Dimensions of what one encoder gives: all of the latent space, or its own part of it."""
         return self.latent if self.fusion == "poe" else self.latent // len(self.modalities)
 
-    @property
-    def depth_channels(self) -> int:
-        """Channels that the depth encoder takes."""
-        return 2 if self.depth_encoding == "log" else 3
+
+def _architecture(value: Any) -> str:
+    """Which network a configuration describes; one that does not say is VMLoc."""
+    named = value.get("architecture", "vmloc") if isinstance(value, dict) else getattr(value, "architecture", "vmloc")
+    return str(named)
+
+
+AnyNetwork = Annotated[
+    Annotated[NetworkConfig, Tag("vmloc")]
+    | Annotated[VLocNetConfig, Tag("vlocnet")]
+    | Annotated[GenerativeMapConfig, Tag("generative_map")]
+    | Annotated[RetrievalConfig, Tag("retrieval")],
+    Discriminator(_architecture),
+]
+"""A network of any kind; `architecture` says which."""
 
 
 class Normalisation(StrictModel):

@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 
 from vmloc_ros.fitting import centre_crop, centre_window, fit_depth, fit_intrinsics, fit_rgb
-from vmloc_ros.networks.config import NetworkConfig, Normalisation
+from vmloc_ros.networks.config import Normalisation
+from vmloc_ros.networks.inputs_config import InputShape
 from vmloc_ros.types import Modality
 
 __all__ = [
@@ -40,9 +41,7 @@ def normalise_depth(depth_NHW: torch.Tensor, normalisation: Normalisation) -> to
     return torch.stack([scaled * valid, valid], dim=1)
 
 
-def normalise_depth_image(
-    depth_NHW: torch.Tensor, normalisation: Normalisation, network: NetworkConfig
-) -> torch.Tensor:
+def normalise_depth_image(depth_NHW: torch.Tensor, normalisation: Normalisation, network: InputShape) -> torch.Tensor:
     """Metres (0 = no return) to (N, 3, H, W): the picture of depth that the paper's network is fed with.
 
     Grey is depth / `depth_image_white_m`, at most 1, on three equal channels; then `(grey - mean) / std` by channel. A
@@ -58,9 +57,7 @@ def normalise_depth_image(
     return (grey.unsqueeze(1) - mean) / std
 
 
-def normalise(
-    modality: str, values: torch.Tensor, normalisation: Normalisation, network: NetworkConfig
-) -> torch.Tensor:
+def normalise(modality: str, values: torch.Tensor, normalisation: Normalisation, network: InputShape) -> torch.Tensor:
     """What a modality's encoder sees, (N, C, H, W), of pictures (N, H, W, 3) or of metres (N, H, W)."""
     if modality == Modality.RGB.value:
         return normalise_rgb(values, normalisation)

@@ -1,0 +1,1 @@
+"""Every kind of model as the pipeline sees it."""

@@ -1,0 +1,15 @@
+"""A network from its configuration."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from vmloc_ros.networks.config import AnyNetwork, NetworkConfig
+from vmloc_ros.networks.vmloc import VMLoc
+
+
+def build_network(config: AnyNetwork) -> nn.Module:
+    """The network of a configuration, with random weights."""
+    if isinstance(config, NetworkConfig):
+        return VMLoc(config)
+    raise NotImplementedError(config.architecture)

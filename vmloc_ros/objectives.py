@@ -1,0 +1,19 @@
+"""The objective of a training, by the network's kind."""
+
+from __future__ import annotations
+
+import torch
+
+from vmloc_ros.learning import Learning
+from vmloc_ros.networks.build import build_network
+from vmloc_ros.networks.vmloc import VMLoc
+from vmloc_ros.objective import Objective
+from vmloc_ros.training_config import TrainingConfig
+
+
+def build_objective(config: TrainingConfig) -> Learning:
+    """A network with random weights, and what it is trained by."""
+    network = build_network(config.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if isinstance(network, VMLoc):
+        return Objective(network, config.objective)
+    raise NotImplementedError(type(network).__name__)

@@ -1,0 +1,16 @@
+"""What runs a network, by the network's kind."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from vmloc_ros.networks.config import Normalisation
+from vmloc_ros.networks.vmloc import VMLoc
+from vmloc_ros.runtimes.torch import Runtime, TorchRuntime
+
+
+def build_runtime(network: nn.Module, normalisation: Normalisation, latent_samples: int, device: str) -> Runtime:
+    """Eager PyTorch for a network that `build_network` made."""
+    if isinstance(network, VMLoc):
+        return TorchRuntime(network, normalisation, latent_samples, device)
+    raise NotImplementedError(type(network).__name__)
