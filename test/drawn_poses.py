@@ -12,7 +12,7 @@ from vmloc_ros.config import parse
 from vmloc_ros.geometry import Array, exp_se3
 from vmloc_ros.networks.config import NetworkConfig
 from vmloc_ros.samples import Labelled
-from vmloc_ros.types import Frame, FrameKey, FusedState, Mode, NoPose, PoseEstimate
+from vmloc_ros.types import CameraPrior, Frame, FrameKey, Mode, NoPose, PoseEstimate
 
 CARD = card_of(parse(NetworkConfig, TINY["network"], "test"), NORMALISATION)
 SIGMAS = np.array([0.3, 0.2, 0.1, 0.02, 0.03, 0.01])
@@ -59,7 +59,7 @@ class DrawnPoses:
     def __post_init__(self) -> None:
         self._truth = {frame.key: T for frame, T, _ in self.frames}
 
-    def localize(self, frame: Frame, prior: FusedState | None = None) -> PoseEstimate | NoPose:
+    def localize(self, frame: Frame, prior: CameraPrior | None = None) -> PoseEstimate | NoPose:
         self.shown.append(frame)
         rng = np.random.default_rng([frame.stamp_ns, *frame.key.depth_stamps_ns, len(frame.mode.value)])
         sigmas = SIGMAS * (10.0 ** rng.uniform() if self.varied else 1.0)

@@ -17,7 +17,7 @@ from worlds import SECOND, START_NS, ScriptedLocalizer, true_pose
 
 from vmloc_ros.files import write_json
 from vmloc_ros.geometry import Array
-from vmloc_ros.types import Event, EventKind, Frame, FusedState, NoPose, PoseEstimate
+from vmloc_ros.types import CameraPrior, Event, EventKind, Frame, NoPose, PoseEstimate
 
 FILE = "faults.json"
 
@@ -91,7 +91,7 @@ class FaultyLocalizer(ScriptedLocalizer):
 
     folder: Path = field(default_factory=Path)
 
-    def localize(self, frame: Frame, prior: FusedState | None = None) -> PoseEstimate | NoPose:
+    def localize(self, frame: Frame, prior: CameraPrior | None = None) -> PoseEstimate | NoPose:
         faults = Faults.read(self.folder)
         time.sleep(faults.delay_s)
         answer = super().localize(frame, prior)

@@ -19,7 +19,7 @@ from worlds import ScriptedCard, ScriptedLocalizer
 from vmloc_ros.config import ModelConfig, ProjectionConfig
 from vmloc_ros.errors import CheckpointError, VmlocError
 from vmloc_ros.ros.node import run_node
-from vmloc_ros.types import Frame, FusedState, NoPose, PoseEstimate
+from vmloc_ros.types import CameraPrior, Frame, NoPose, PoseEstimate
 
 if TYPE_CHECKING:
     from vmloc_ros.localizer import Localizer
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class SlowLocalizer(ScriptedLocalizer):
-    def localize(self, frame: Frame, prior: FusedState | None = None) -> PoseEstimate | NoPose:
+    def localize(self, frame: Frame, prior: CameraPrior | None = None) -> PoseEstimate | NoPose:
         time.sleep(0.3)
         return super().localize(frame, prior)
 
 
 @dataclass
 class FailingLocalizer(ScriptedLocalizer):
-    def localize(self, frame: Frame, prior: FusedState | None = None) -> PoseEstimate | NoPose:
+    def localize(self, frame: Frame, prior: CameraPrior | None = None) -> PoseEstimate | NoPose:
         if len(self.seen) == 5:
             self.seen.append(frame)
             raise RuntimeError("the sixth frame is unlucky")
@@ -43,7 +43,7 @@ class FailingLocalizer(ScriptedLocalizer):
 
 @dataclass
 class SilentLocalizer(ScriptedLocalizer):
-    def localize(self, frame: Frame, prior: FusedState | None = None) -> PoseEstimate | NoPose:
+    def localize(self, frame: Frame, prior: CameraPrior | None = None) -> PoseEstimate | NoPose:
         return NoPose(frame.stamp_ns, "silent, as the test wants it")
 
 

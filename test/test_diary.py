@@ -13,7 +13,7 @@ from worlds import SECOND, START_NS, ScriptedLocalizer, drive, odometry, true_po
 from vmloc_ros.config import FilterConfig, LocalizerConfig
 from vmloc_ros.outputs import Outputs
 from vmloc_ros.pipeline import Pipeline
-from vmloc_ros.types import Event, EventKind, Frame, FusedState, Mode, NoPose, PoseEstimate, Verdict
+from vmloc_ros.types import CameraPrior, Event, EventKind, Frame, Mode, NoPose, PoseEstimate, Verdict
 
 SENSORS = (EventKind.IMAGE, EventKind.CLOUD)
 
@@ -87,7 +87,7 @@ class Interrupted(ScriptedLocalizer):
 
     meanwhile: Callable[[], None] = staticmethod(lambda: None)
 
-    def localize(self, frame: Frame, prior: FusedState | None = None) -> PoseEstimate | NoPose:
+    def localize(self, frame: Frame, prior: CameraPrior | None = None) -> PoseEstimate | NoPose:
         if len(self.seen) == 20:
             self.meanwhile()
         return super().localize(frame, prior)
@@ -119,7 +119,7 @@ def test_a_frame_of_the_time_before_a_reset_does_not_silence_the_heartbeat() -> 
 @pytest.mark.parametrize("number", [np.nan, 1e308])
 def test_an_answer_that_is_not_finite_is_said_and_does_not_go_on(number: float) -> None:
     class NotFinite(ScriptedLocalizer):
-        def localize(self, frame: Frame, prior: FusedState | None = None) -> PoseEstimate | NoPose:
+        def localize(self, frame: Frame, prior: CameraPrior | None = None) -> PoseEstimate | NoPose:
             answer = super().localize(frame, prior)
             assert isinstance(answer, PoseEstimate)
             return replace(answer, cov_66=number * np.eye(6))

@@ -22,7 +22,7 @@ from vmloc_ros.evaluation import evaluate, frame_config, modes_for, only
 from vmloc_ros.geometry import exp_se3
 from vmloc_ros.networks.config import NetworkConfig
 from vmloc_ros.retrieval import Retrieval, normalised, write_retrieval
-from vmloc_ros.types import Frame, FusedState, Modality, Mode, NoPose, PoseEstimate
+from vmloc_ros.types import CameraPrior, Frame, Modality, Mode, NoPose, PoseEstimate
 from vmloc_ros.validation import error_summary, pose_errors
 
 CARD = card_of(parse(NetworkConfig, TINY["network"], "test"), NORMALISATION)
@@ -36,7 +36,7 @@ class Offset:
     device = "cpu"
     fallback = ""
 
-    def localize(self, frame: Frame, prior: FusedState | None = None) -> PoseEstimate | NoPose:
+    def localize(self, frame: Frame, prior: CameraPrior | None = None) -> PoseEstimate | NoPose:
         if frame.mode is Mode.DEPTH_ONLY:
             return NoPose(frame.stamp_ns, "too dark")
         share = (frame.stamp_ns - 1_700_000_000_000_000_000) / 100_000_000 / 39

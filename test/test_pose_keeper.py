@@ -20,7 +20,7 @@ from vmloc_ros.geometry import Array, exp_se3, make_pose
 from vmloc_ros.outputs import Note, Outputs
 from vmloc_ros.pipeline import Pipeline
 from vmloc_ros.saved_pose import SavedPose, read_saved_pose, write_saved_pose
-from vmloc_ros.types import Event, EventKind, Frame, FusedState, InitialPose, Mode, NoPose
+from vmloc_ros.types import CameraPrior, Event, EventKind, Frame, FusedState, InitialPose, Mode, NoPose
 
 PATIENCE_S = 30.0
 
@@ -28,7 +28,7 @@ PATIENCE_S = 30.0
 class Silent(ScriptedLocalizer):
     """A network without an answer: only the saved pose can give one."""
 
-    def localize(self, frame: Frame, prior: FusedState | None = None) -> NoPose:
+    def localize(self, frame: Frame, prior: CameraPrior | None = None) -> NoPose:
         return NoPose(frame.stamp_ns, "silent")
 
 

@@ -16,10 +16,10 @@ from vmloc_ros.config import InputConfig, ProjectionConfig
 from vmloc_ros.geometry import Array, exp_se3, make_pose
 from vmloc_ros.types import (
     CameraInfo,
+    CameraPrior,
     Event,
     EventKind,
     Frame,
-    FusedState,
     Mode,
     NoPose,
     OdometrySample,
@@ -138,7 +138,7 @@ class ScriptedLocalizer:
     device: str = "cpu"
     fallback: str = ""
 
-    def localize(self, frame: Frame, prior: FusedState | None = None) -> PoseEstimate | NoPose:
+    def localize(self, frame: Frame, prior: CameraPrior | None = None) -> PoseEstimate | NoPose:
         self.seen.append(frame)
         if frame.mode is Mode.LOST:
             raise AssertionError("a frame without any modality must not reach the network")

@@ -8,7 +8,7 @@ import numpy as np
 
 from vmloc_ros.errors import ConfigError, GeometryError, TransformError
 from vmloc_ros.geometry import Array, adjoint, inverse, is_pose, pose_from_quaternion
-from vmloc_ros.types import PoseEstimate, PoseMeasurement, StaticTransform
+from vmloc_ros.types import CameraPrior, FusedState, PoseEstimate, PoseMeasurement, StaticTransform
 
 
 def pose_from_list(values: Sequence[float], name: str) -> Array:
@@ -32,6 +32,14 @@ def measured_base(estimate: PoseEstimate, T_base_camera: Array, map_frame: str) 
         T_map_base = estimate.T_map_camera @ inverse(T_base_camera)
         cov_66 = turn @ estimate.cov_66 @ turn.T
     return PoseMeasurement(estimate.stamp_ns, T_map_base, cov_66, frame_id=map_frame)
+
+
+def camera_prior(state: FusedState, T_base_camera: Array) -> CameraPrior:
+    """The filter's pose as that of the camera: the inverse of what `measured_base` does."""
+    turn = adjoint(inverse(T_base_camera))
+    T_map_camera = state.T_map_base @ T_base_camera
+    T_odom_camera = inverse(state.T_map_odom) @ T_map_camera
+    return CameraPrior(state.stamp_ns, T_map_camera, turn @ state.cov_66 @ turn.T, T_odom_camera)
 
 
 class Extrinsics:

@@ -18,7 +18,7 @@ from vmloc_ros.clock import ClockVerdict
 from vmloc_ros.config import LocalizerConfig
 from vmloc_ros.diary import Diary
 from vmloc_ros.errors import ModelInputError, TransformError
-from vmloc_ros.extrinsics import measured_base
+from vmloc_ros.extrinsics import camera_prior, measured_base
 from vmloc_ros.frame_queue import FrameQueue
 from vmloc_ros.frame_source import FrameParts, FrameSource
 from vmloc_ros.fusion import Fusion, OdometryVerdict
@@ -28,6 +28,7 @@ from vmloc_ros.monitor import Difference, Monitor
 from vmloc_ros.outputs import Note, Outputs
 from vmloc_ros.pose_keeper import PoseKeeper
 from vmloc_ros.types import (
+    CameraPrior,
     Event,
     EventKind,
     Frame,
@@ -225,16 +226,17 @@ class Pipeline:
 
     def _infer_and_fuse(self, parts: FrameParts, prior: FusedState | None, arrived_s: float, epoch: int) -> Outputs:
         frame = self._assembler.build(parts)
-        answer = self._estimate(frame, prior)
-        estimate = answer if isinstance(answer, PoseEstimate) else None
-        measurement, no_pose = None, answer.reason if isinstance(answer, NoPose) else ""
+        mounting, unmounted = None, ""
         try:
-            self._T_base_camera = self._assembler.T_base_camera(parts)
-            if estimate is not None:
-                measurement = measured_base(estimate, self._T_base_camera, self._config.frames.map)
+            mounting = self._T_base_camera = self._assembler.T_base_camera(parts)
         except TransformError as error:
-            no_pose = no_pose or str(error)
-            self.problems["transforms"] = str(error)
+            unmounted = self.problems["transforms"] = str(error)
+        known = camera_prior(prior, mounting) if prior is not None and mounting is not None else None
+        answer = self._estimate(frame, known)
+        estimate = answer if isinstance(answer, PoseEstimate) else None
+        measurement, no_pose = None, answer.reason if isinstance(answer, NoPose) else unmounted
+        if estimate is not None and mounting is not None:
+            measurement = measured_base(estimate, mounting, self._config.frames.map)
         with self._lock:
             self._counts["frames.inferred"] += 1
             if epoch != self._fusion.epoch:  # a bag has looped meanwhile: the answer belongs to another time
@@ -249,7 +251,7 @@ class Pipeline:
             status = self._diary.of_frame(frame, estimate, measurement, result, arrived_s, now_ns)
             return Outputs(statuses=[status], frames=[frame])
 
-    def _estimate(self, frame: Frame, prior: FusedState | None) -> PoseEstimate | NoPose:
+    def _estimate(self, frame: Frame, prior: CameraPrior | None) -> PoseEstimate | NoPose:
         if frame.rgb is None and frame.depth_m is None:
             reasons = "; ".join(f"{modality.value}: {reason}" for modality, reason in frame.absent.items())
             return NoPose(frame.stamp_ns, f"no modality is present ({reasons})")

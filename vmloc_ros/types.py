@@ -256,6 +256,20 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class CameraPrior:
+    """What the filter knows of the camera at a frame's stamp, before that frame.
+
+    `cov_66` is of the right perturbation of `T_map_camera` (camera axes). `T_odom_camera` is where the odometry alone
+    has the camera: differences of it over time are the odometry's.
+    """
+
+    stamp_ns: int
+    T_map_camera: Array
+    cov_66: Array
+    T_odom_camera: Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class CameraMotion:
     """What two frames say of the way between them: `T_begin_end`, the camera at `end_ns` in the camera's frame at
     `begin_ns`; `cov_66` is of its right perturbation (camera axes at the end)."""

@@ -20,10 +20,10 @@ from vmloc_ros.geometry import Array, exp_se3, make_pose, orthonormalise
 from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import (
     CameraInfo,
+    CameraPrior,
     Event,
     EventKind,
     Frame,
-    FusedState,
     NoPose,
     OdometrySample,
     PinholeIntrinsics,
@@ -269,7 +269,7 @@ class ErringLocalizer:
         self._bias_6 = np.zeros(6)
         self._last: PoseEstimate | None = None
 
-    def localize(self, frame: Frame, prior: FusedState | None = None) -> PoseEstimate | NoPose:
+    def localize(self, frame: Frame, prior: CameraPrior | None = None) -> PoseEstimate | NoPose:
         """The answer to a frame. Errors are of the camera's axes."""
         rng = self._rng
         latency_ns = int(rng.integers(30_000_000, 90_000_000))

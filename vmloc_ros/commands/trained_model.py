@@ -33,6 +33,7 @@ from vmloc_ros.checkpoint import (
     ModelCard,
     save_model,
 )
+from vmloc_ros.commands.card_parts import card_parts
 from vmloc_ros.commands.folds import Fold, stored_runtime
 from vmloc_ros.datasets.base import Recording
 from vmloc_ros.errors import TrainingError
@@ -65,7 +66,8 @@ def finish(
     """Scores and calibrates the weights as they will be stored, and writes the model's folder."""
     runtime = stored_runtime(config, trained.tensors, normalisation, out)
     on_training = config.calibration.on_training
-    errors = validate(runtime, config.network, store, train_samples if on_training else validation_samples)
+    judged_samples = train_samples if on_training else validation_samples
+    errors = validate(runtime, config.network, store, judged_samples)
     neighbours: dict[Mode, Neighbours] = {}
     if config.calibration.neighbours and not on_training:  # a training frame is its own nearest neighbour
         neighbours = measure_neighbours(runtime, config.network, store, train_samples)
@@ -91,6 +93,7 @@ def finish(
         },
         training=provenance(config, store, train_samples, validation_samples, trained),
         licence=str(about.get("licence", "")),
+        **card_parts(config, runtime, store, train_samples, judged_samples),
     )
     missing = [mode for mode in modes_of(card) if mode not in card.calibration]
     if missing:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vmloc_ros.checkpoint import ModelCard
 from vmloc_ros.geometry import Array
-from vmloc_ros.types import Frame, FusedState, NoPose, PoseEstimate
+from vmloc_ros.types import CameraPrior, Frame, NoPose, PoseEstimate
 
 
 class Localizer(Protocol):
@@ -25,8 +25,8 @@ class Localizer(Protocol):
     device: str
     fallback: str
 
-    def localize(self, frame: Frame, prior: FusedState | None = None) -> PoseEstimate | NoPose:
-        """The pose of the frame's camera in the map. `prior` is the filter's pose at the frame's stamp.
+    def localize(self, frame: Frame, prior: CameraPrior | None = None) -> PoseEstimate | NoPose:
+        """The pose of the frame's camera in the map. `prior` is what the filter knows of it before this frame.
 
         Deterministic: the same frames since `reset` give the same answers. Any thread, one at a time.
         """

@@ -12,7 +12,7 @@ from vmloc_ros.localizers.inputs import FrameInputs
 from vmloc_ros.neighbour_file import evidence_for
 from vmloc_ros.neighbours import Neighbours
 from vmloc_ros.runtimes.torch import Runtime
-from vmloc_ros.types import Frame, FusedState, Mode, NoPose, PoseEstimate
+from vmloc_ros.types import CameraPrior, Frame, Mode, NoPose, PoseEstimate
 
 
 class VMLocLocalizer:
@@ -34,7 +34,7 @@ class VMLocLocalizer:
         self._calibrations = {mode: calibration.rule() for mode, calibration in card.calibration.items()}
         self._neighbours = neighbours or {}
 
-    def localize(self, frame: Frame, prior: FusedState | None = None) -> PoseEstimate | NoPose:
+    def localize(self, frame: Frame, prior: CameraPrior | None = None) -> PoseEstimate | NoPose:
         """See `Localizer`; `prior` is not used."""
         seen = self._inputs.of(frame)
         if isinstance(seen, NoPose):

@@ -1,0 +1,31 @@
+"""What a model's card says beyond poses: of the network's own odometry, and of a map that can be looked at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmloc_ros.runtimes.torch import Runtime
+from vmloc_ros.samples import SampleStore
+from vmloc_ros.training_config import TrainingConfig
+
+
+def card_parts(
+    config: TrainingConfig,
+    runtime: Runtime,
+    store: SampleStore,
+    train_samples: NDArray[np.int64],
+    judged_samples: NDArray[np.int64],
+) -> dict[str, Any]:
+    """Fields of the card that depend on the kind of network.
+
+    Args:
+        config: of the training.
+        runtime: runs the weights as they are stored.
+        store: of the samples.
+        train_samples: what was trained on.
+        judged_samples: what the covariances are calibrated on.
+    """
+    return {"pose_graph": config.pose_graph}
