@@ -56,8 +56,10 @@ class NetworkConfig(InputShape):
         description="Standard deviation of the joint Gaussian. square_root: of its variance. published: 0.001 times "
         "its variance, a mistake of the authors' code; only for networks that were trained so.",
     )
-    latent_activation: Literal["none", "tanh"] = Field(
-        "none", description="On the latent vector, before the attention (the authors' code: tanh; the paper: none)."
+    latent_activation: Literal["none", "tanh", "relu"] = Field(
+        "none",
+        description="On the latent vector, before the attention (VMLoc's code: tanh, its paper: none; PoseNet17, AtLoc "
+        "and MapNet: relu).",
     )
     attention: bool = Field(True, description="The paper's self-attention on the latent vector (eqs. 16-17).")
     attention_divisor: int = Field(8, ge=1, description="The attention's inner size is `latent` divided by this.")

@@ -46,7 +46,7 @@ class VMLoc(nn.Module):
         self.config = config
         channels = {Modality.RGB.value: 3, Modality.DEPTH.value: config.depth_channels}
         self.encoders = nn.ModuleDict({name: Encoder(config, channels[name]) for name in config.modalities})
-        self.activation: nn.Module = nn.Tanh() if config.latent_activation == "tanh" else nn.Identity()
+        self.activation = {"none": nn.Identity, "tanh": nn.Tanh, "relu": nn.ReLU}[config.latent_activation]()
         self.attention: nn.Module = (
             LatentAttention(config.latent, config.attention_divisor) if config.attention else nn.Identity()
         )
