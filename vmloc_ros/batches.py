@@ -196,7 +196,8 @@ class BatchMaker:
         free_x = self._store.camera.width - self._config.network.width
         y = np.repeat(generator.integers(0, free_y + 1, count), clip)
         x = np.repeat(generator.integers(0, free_x + 1, count), clip)
-        drawn = self._moves(samples[clip - 1 :: clip], generator)
+        dense = np.asarray(self._store.has_depth[samples].reshape(count, clip).all(axis=1))
+        drawn = self._moves(dense, generator)
         moves = {row * clip + k: move for row, move in drawn.items() for k in range(clip)}
         views = self._views(samples, {row: moves[row] for row in rows if row in moves})
         inputs = {}
@@ -217,9 +218,14 @@ class BatchMaker:
             poses = turned(poses, x[own] - free_x // 2, y[own] - free_y // 2, camera.fx, camera.fy)
         return Batch(inputs, *targets(poses, self._normalisation), samples[own], rows.start, size, clip)
 
-    def _moves(self, samples: NDArray[np.int64], generator: np.random.Generator) -> dict[int, Move]:
-        """By row: how the samples are moved that are to be shown from a pose nearby."""
-        augmentation, size = self._config.augmentation, len(samples)
+    def _moves(self, dense: NDArray[np.bool_], generator: np.random.Generator) -> dict[int, Move]:
+        """By row (a clip, or a sample): how those are moved that are to be shown from a pose nearby.
+
+        Args:
+            dense: by row, whether all its frames have depth; without it a camera can be turned but not moved.
+            generator: of the choices.
+        """
+        augmentation, size = self._config.augmentation, len(dense)
         if not augmentation.move_chance:
             return {}
         chosen = generator.random(size) < augmentation.move_chance
@@ -228,7 +234,7 @@ class BatchMaker:
             turns = [right_turn(np.deg2rad(count * self._column_deg)) for count in columns]
             return {int(row): Move(turns[row], int(columns[row])) for row in np.flatnonzero(chosen)}
         moves = random_moves(size, augmentation.move_m, augmentation.move_deg, generator)
-        able = self._store.has_depth[samples] | (augmentation.move_m == 0.0)
+        able = dense | (augmentation.move_m == 0.0)
         return {int(row): Move(moves[row], 0) for row in np.flatnonzero(chosen & able)}
 
     def _views(self, samples: NDArray[np.int64], moves: Mapping[int, Move]) -> dict[int, View]:

@@ -28,13 +28,14 @@ class Clips:
             TrainingError: no sample has a whole clip.
         """
         self._config = config
-        self._chains = chains(store, samples, config.max_gap_s)
-        self._whole = np.full(len(store), 0, dtype=np.int64)
+        before, place = chains(store, samples, config.max_gap_s).T
+        self._whole = np.zeros(len(store), dtype=np.int64)  # the widest spacing that fits; 0: none
         for spacing in range(config.spacing, config.largest_spacing + 1):
-            able = self._chains[:, 0] >= spacing * (config.frames - 1)
+            able = before >= spacing * (config.frames - 1)
             self._whole[able] = spacing
         self.usable = samples[self._whole[samples] > 0]
-        self._order = self._chains[:, 1]
+        self._place = place
+        self._by_place = in_order(store, samples)
         if not len(self.usable):
             raise TrainingError(
                 f"no frame has {config.frames - 1} others before it, {config.spacing} frames apart without a gap of "
@@ -48,23 +49,20 @@ class Clips:
         drawn = generator.integers(config.spacing, config.largest_spacing + 1, len(samples))
         spacing = np.minimum(drawn, self._whole[samples])
         steps = np.arange(config.frames - 1, -1, -1)
-        places = self._order[samples][:, None] - spacing[:, None] * steps
-        return np.asarray(self._sorted()[places])
+        places = self._place[samples][:, None] - spacing[:, None] * steps
+        return self._by_place[places]
 
-    def _sorted(self) -> NDArray[np.int64]:
-        """Sample number by place in the order of time."""
-        if not hasattr(self, "_by_place"):
-            known = self._order >= 0
-            self._by_place = np.full(int(known.sum()), -1, dtype=np.int64)
-            self._by_place[self._order[known]] = np.flatnonzero(known)
-        return self._by_place
+
+def in_order(store: SampleStore, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The samples sorted by recording, and by time within one."""
+    return samples[np.lexsort((store.stamps_ns[samples], store.recording_of[samples]))]
 
 
 def chains(store: SampleStore, samples: NDArray[np.int64], max_gap_s: float) -> NDArray[np.int64]:
     """For every sample of the store (N, 2): how many of `samples` lead up to it without a gap, and its place among
     `samples` sorted by recording and time (-1 for the others)."""
     result = np.full((len(store), 2), -1, dtype=np.int64)
-    order = samples[np.lexsort((store.stamps_ns[samples], store.recording_of[samples]))]
+    order = in_order(store, samples)
     before = 0
     for place, index in enumerate(order):
         previous = order[place - 1]
@@ -81,6 +79,6 @@ def chains(store: SampleStore, samples: NDArray[np.int64], max_gap_s: float) -> 
 def predecessors(store: SampleStore, samples: NDArray[np.int64], max_gap_s: float) -> NDArray[np.int64]:
     """For each of `samples` the one before it in its recording, -1 where none is at most `max_gap_s` older."""
     known = chains(store, samples, max_gap_s)
-    order = samples[np.lexsort((store.stamps_ns[samples], store.recording_of[samples]))]
+    order = in_order(store, samples)
     places = known[samples, 1]
     return np.where(known[samples, 0] > 0, order[places - 1], -1)

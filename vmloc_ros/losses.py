@@ -55,6 +55,11 @@ def log_quaternion_difference(predicted: Tensor, target: Tensor) -> Tensor:
     return torch.where(take_other & (square > 0.25), across, plain)
 
 
+def weighted_norms(p: Tensor, q: Tensor, beta: Tensor, gamma: Tensor, distance: Distance) -> Tensor:
+    """|p| e^-beta + beta + |q| e^-gamma + gamma, the form of eq. 11, of errors (..., 3)."""
+    return norm(p, distance) * torch.exp(-beta) + beta + norm(q, distance) * torch.exp(-gamma) + gamma
+
+
 def geometric_loss(
     position: Tensor,
     log_quat: Tensor,
@@ -65,9 +70,73 @@ def geometric_loss(
     distance: Distance = "l2",
 ) -> Tensor:
     """L_p of eq. 11, per sample (...,): |p - p*| e^-beta + beta + |log q - log q*| e^-gamma + gamma."""
-    p = norm(position - target_position, distance)
-    q = norm(log_quaternion_difference(log_quat, target_log_quat), distance)
-    return p * torch.exp(-beta) + beta + q * torch.exp(-gamma) + gamma
+    q = log_quaternion_difference(log_quat, target_log_quat)
+    return weighted_norms(position - target_position, q, beta, gamma, distance)
+
+
+def quaternion(log_quat: Tensor) -> Tensor:
+    """Unit quaternions xyzw (..., 4) of logarithms (..., 3), the inverse of eq. 12; finite gradients at zero."""
+    length = torch.sqrt(log_quat.square().sum(dim=-1, keepdim=True) + SMOOTH)
+    return torch.cat([log_quat * (torch.sin(length) / length), torch.cos(length)], dim=-1)
+
+
+def turned_back(quat_xyzw: Tensor, vector: Tensor) -> Tensor:
+    """`R(q)^T v` of unit quaternions (..., 4) and vectors (..., 3)."""
+    axis, w = -quat_xyzw[..., :3], quat_xyzw[..., 3:]
+    twice = 2.0 * torch.linalg.cross(axis, vector)
+    return vector + w * twice + torch.linalg.cross(axis, twice)
+
+
+def quaternion_between(first: Tensor, second: Tensor) -> Tensor:
+    """`q_first^-1 q_second` of unit quaternions xyzw (..., 4)."""
+    v, w = -first[..., :3], first[..., 3:]
+    u, s = second[..., :3], second[..., 3:]
+    vector = w * u + s * v + torch.linalg.cross(v, u)
+    return torch.cat([vector, w * s - (v * u).sum(dim=-1, keepdim=True)], dim=-1)
+
+
+def motion_errors_in_map(
+    position: Tensor, log_quat: Tensor, target_position: Tensor, target_log_quat: Tensor
+) -> tuple[Tensor, Tensor]:
+    """MapNet's `v_ij - v_ij*` (S. Brahmbhatt et al., CVPR 2018, eq. 3) of neighbours: v_ij = (t_j - t_i, w_j - w_i).
+
+    That is how the errors of two neighbours differ, so that a target whose logarithm lies across the border of the ball
+    (see `log_quaternion_difference`) is no error here either.
+
+    Args:
+        position, log_quat, target_position, target_log_quat: (..., n, 3), the frames of a clip, oldest first.
+
+    Returns:
+        Of positions and log-quaternions, (..., n - 1, 3).
+    """
+    p, q = position - target_position, log_quaternion_difference(log_quat, target_log_quat)
+    return p[..., 1:, :] - p[..., :-1, :], q[..., 1:, :] - q[..., :-1, :]
+
+
+def motion_errors_in_camera(
+    position: Tensor,
+    log_quat: Tensor,
+    target_position: Tensor,
+    target_log_quat: Tensor,
+    reference_xyzw: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The same of the motions themselves, in the axes of the earlier camera: `R_i^T (t_j - t_i)` and `log(q_i^-1 q_j)`.
+
+    They do not change with the choice of the map's axes, and a turn is a turn wherever it happens.
+
+    Args:
+        position, log_quat, target_position, target_log_quat: as in `motion_errors_in_map`.
+        reference_xyzw: (4,), the rotation that log-quaternions are measured from (`Normalisation`).
+    """
+
+    def motion(p: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        quat = quaternion(w)
+        way = turned_back(reference_xyzw, p[..., 1:, :] - p[..., :-1, :])
+        return turned_back(quat[..., :-1, :], way), quaternion_between(quat[..., :-1, :], quat[..., 1:, :])
+
+    way, turn = motion(position, log_quat)
+    true_way, true_turn = motion(target_position, target_log_quat)
+    return way - true_way, log_quaternion_difference(log_quaternion(turn), log_quaternion(true_turn))
 
 
 def log_normal(z: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

@@ -1,15 +1,30 @@
-"""The objective of a training step: the network, the learned weights of eq. 11, and the modality cases of eq. 18."""
+"""The objective of a training step: the network, the learned weights of eq. 11, and the modality cases of eq. 18.
+
+MapNet's second term (S. Brahmbhatt et al., CVPR 2018, eq. 3) stands here too: where the samples are clips, the motion
+between neighbouring frames of a clip is compared with the true one.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vmloc_ros.batches import Batch
 from vmloc_ros.learning import Learning
-from vmloc_ros.losses import geometric_loss, vmloc_loss
+from vmloc_ros.losses import (
+    geometric_loss,
+    motion_errors_in_camera,
+    motion_errors_in_map,
+    vmloc_loss,
+    weighted_norms,
+)
+from vmloc_ros.networks.config import Normalisation
 from vmloc_ros.networks.experts import Expert
 from vmloc_ros.networks.vmloc import VMLoc
+from vmloc_ros.samples import SampleStore
 from vmloc_ros.training_config import ObjectiveConfig
 from vmloc_ros.types import Modality, Mode
 
@@ -18,9 +33,14 @@ RGB, DEPTH = Modality.RGB.value, Modality.DEPTH.value
 
 
 class Objective(Learning):
-    """VMLoc with beta and gamma (one of each, or one per case); its forward is Algorithm 1's objective."""
+    """VMLoc with beta and gamma (one of each, or one per case); its forward is Algorithm 1's objective.
+
+    Attributes:
+        reference_xyzw: (4,), what log-quaternions are measured from; only where motions are compared in camera axes.
+    """
 
     network: VMLoc
+    reference_xyzw: Tensor
 
     def __init__(self, network: VMLoc, config: ObjectiveConfig) -> None:
         super().__init__()
@@ -28,7 +48,18 @@ class Objective(Learning):
         pairs = len(CASES) if config.scales == "per_case" else 1
         self.beta = nn.Parameter(torch.full((pairs,), config.beta_0))
         self.gamma = nn.Parameter(torch.full((pairs,), config.gamma_0))
+        relative = config.relative
+        if relative.weight > 0.0 and relative.scales == "own":
+            self.motion_beta = nn.Parameter(torch.full((pairs,), relative.beta_0))
+            self.motion_gamma = nn.Parameter(torch.full((pairs,), relative.gamma_0))
+        if relative.weight > 0.0 and relative.frame == "camera":
+            self.register_buffer("reference_xyzw", torch.tensor([0.0, 0.0, 0.0, 1.0]))
         self._config = config
+
+    def begin(self, store: SampleStore, samples: NDArray[np.int64], normalisation: Normalisation) -> None:
+        """See `Learning`: motions in camera axes need to know what rotations are measured from."""
+        if hasattr(self, "reference_xyzw"):
+            self.reference_xyzw.copy_(torch.tensor(normalisation.rotation_reference_xyzw))
 
     def forward(
         self, batch: Batch, importance: bool = True, touch_all: bool = False, task: str = ""
@@ -65,7 +96,11 @@ class Objective(Learning):
         def loss_of(z_KBD: Tensor) -> Tensor:
             position, log_quat = self.network.decode(z_KBD, keep)
             beta, gamma = self.beta[case], self.gamma[case]
-            return geometric_loss(position, log_quat, position_target, log_quat_target, beta, gamma, config.distance)
+            loss = geometric_loss(position, log_quat, position_target, log_quat_target, beta, gamma, config.distance)
+            if config.relative.weight > 0.0:
+                poses = (position, log_quat, position_target, log_quat_target)
+                loss = loss + config.relative.weight * self._motion_loss(poses, case, share > 0.0, batch.clip)
+            return loss
 
         rule = config.encoder_gradient if importance and sampled else "elbo"
         weight = config.latent_weight if sampled else 0.0
@@ -73,14 +108,42 @@ class Objective(Learning):
         idle = [encoder for name, encoder in self.network.encoders.items() if touch_all and name not in experts]
         return loss + sum(0.0 * p.sum() for encoder in idle for p in encoder.parameters()), bound
 
+    def _motion_loss(
+        self, poses: tuple[Tensor, Tensor, Tensor, Tensor], case: Tensor, counts: Tensor, clip: int
+    ) -> Tensor:
+        """MapNet's term (K, R), in the row of the later frame of each pair: the rows' mean is the pairs' mean.
+
+        Args:
+            poses: position and log-quaternion (K, R, 3), and their targets (R, 3); rows are whole clips.
+            case: (R,), which pair of scales.
+            counts: (R,), whether a row shows anything; a frame that does not has no motion either.
+            clip: frames of a clip.
+        """
+        config = self._config
+        position, log_quat, *targets = (some.unflatten(-2, (-1, clip)) for some in poses)
+        if config.relative.frame == "camera":
+            p, q = motion_errors_in_camera(position, log_quat, targets[0], targets[1], self.reference_xyzw)
+        else:
+            p, q = motion_errors_in_map(position, log_quat, targets[0], targets[1])
+        own = config.relative.scales == "own"
+        beta, gamma = (self.motion_beta, self.motion_gamma) if own else (self.beta, self.gamma)
+        later = case.view(-1, clip)[:, 1:]
+        loss = weighted_norms(p, q, beta[later], gamma[later], config.distance)
+        counts = counts.view(-1, clip)
+        loss = loss * (counts[:, 1:] & counts[:, :-1]) * (clip / (clip - 1.0))
+        return functional.pad(loss, (1, 0)).flatten(-2)
+
     def unseen(self, batch: Batch) -> list[nn.Module]:
         """Encoders of modalities that no sample of the whole batch shows."""
         return [encoder for name, encoder in self.network.encoders.items() if name not in batch.inputs]
 
     def scales(self) -> dict[str, float]:
-        """beta and gamma, by case where there are several."""
+        """beta and gamma, by case where there are several, and those of the motion."""
         result: dict[str, float] = {}
-        for name, values in (("beta", self.beta.detach().tolist()), ("gamma", self.gamma.detach().tolist())):
+        learned = {"beta": self.beta, "gamma": self.gamma}
+        if hasattr(self, "motion_beta"):
+            learned |= {"motion_beta": self.motion_beta, "motion_gamma": self.motion_gamma}
+        for name, values in ((name, values.detach().tolist()) for name, values in learned.items()):
             suffixes = [f"_{case.value}" for case in CASES] if len(values) > 1 else [""]
             result |= {name + suffix: value for suffix, value in zip(suffixes, values, strict=True)}
         return result

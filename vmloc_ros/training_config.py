@@ -110,9 +110,20 @@ class ClipConfig(StrictModel):
 
 
 class RelativeConfig(StrictModel):
-    """MapNet's second term (S. Brahmbhatt et al., CVPR 2018): the motion between the poses of a clip."""
+    """MapNet's second term (S. Brahmbhatt et al., CVPR 2018): the motion between neighbouring poses of a clip."""
 
     weight: float = Field(0.0, ge=0.0, description="Of that term beside the poses' own; 0: off (the paper: 1).")
+    frame: Literal["map", "camera"] = Field(
+        "map",
+        description="map: differences of positions and of log-quaternions, as published. camera: the motion itself, in "
+        "the axes of the earlier camera.",
+    )
+    scales: Literal["own", "shared"] = Field(
+        "own",
+        description="own: beta and gamma of its own (the published code). shared: the poses' (the paper's text).",
+    )
+    beta_0: float = Field(0.0, description="Initial weight of its position term; only with scales `own`.")
+    gamma_0: float = Field(-3.0, description="Initial weight of its rotation term; only with scales `own`.")
 
 
 class ObjectiveConfig(StrictModel):
@@ -161,6 +172,14 @@ class ObjectiveConfig(StrictModel):
         if min(value) < 0.0 or abs(sum(value) - 1.0) > 1e-6:
             raise ValueError("presence must be three chances that sum to 1")
         return value
+
+    @model_validator(mode="after")
+    def _pairs(self) -> ObjectiveConfig:
+        if self.relative.weight > 0.0 and self.clip.frames < 2:
+            raise ValueError(
+                "objective.relative.weight compares frames of one clip: set objective.clip.frames to 2 or more"
+            )
+        return self
 
 
 class AugmentationConfig(StrictModel):
@@ -314,6 +333,8 @@ class TrainingConfig(StrictModel):
             raise ValueError("calibration.on_training is for trainings without calibration.folds")
         if "rgb" in self.network.modalities and not self.localizer.input.use_image:
             raise ValueError("network.modalities has rgb, but localizer.input.use_image is false")
+        if self.objective.relative.weight > 0.0 and not isinstance(self.network, NetworkConfig):
+            raise ValueError(f"objective.relative is for architecture vmloc, not {self.network.architecture}")
         if self.trunk_weights != "none" and getattr(self.network, "trunk", "small") == "small":
             raise ValueError(f"trunk_weights is {self.trunk_weights}, but network.trunk small has none; take a resnet")
         return self
