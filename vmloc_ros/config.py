@@ -261,7 +261,9 @@ class OutputConfig(StrictModel):
         "map_odom", description="map_odom (REP-105), map_base (only where nobody publishes odom -> base_link) or none."
     )
     publish_odom_tf: bool = Field(
-        False, description="Also broadcast odom -> base_link from the odometry, for bags that carry none."
+        False,
+        description="Also broadcast odom -> base_link from the odometry, for bags that carry none; with "
+        "`model.odometry: network` it must be on.",
     )
     max_correction_m_per_s: float = Field(
         0.0,
@@ -277,6 +279,12 @@ class OutputConfig(StrictModel):
     path_rate_hz: float = Field(1.0, gt=0.0, description="How often ~/path is published.")
     heartbeat_s: float = Field(0.5, gt=0.0, description="A status is published at least so often (data time).")
     publish_projected_depth: bool = Field(True, description="Publish ~/projected_depth where somebody listens.")
+    predicted_view_rate_hz: float = Field(
+        2.0,
+        gt=0.0,
+        description="~/predicted_view, what a readable map expects to see, comes at most so often, where somebody "
+        "listens.",
+    )
 
 
 class SavedPoseConfig(StrictModel):
