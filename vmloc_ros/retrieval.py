@@ -1,13 +1,12 @@
 """The baseline that every localizer must beat: the pose of the training image that looks most alike.
 
-Images are compared as 16x12 thumbnails of zero mean and unit deviation (so brightness and contrast do not matter).
+It goes with every model, as a file of its own; `networks.retrieval` compares alike, and is a model like any other.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,23 +18,13 @@ from vmloc_ros.checkpoint import read_tensors
 from vmloc_ros.errors import CheckpointError
 from vmloc_ros.geometry import Array, pose_from_quaternion
 from vmloc_ros.networks.inputs import fit_rgb
+from vmloc_ros.networks.retrieval import normalised, thumbnail
 from vmloc_ros.samples import SampleStore
 
-ROWS, COLUMNS = 12, 16
+__all__ = ["Retrieval", "normalised", "thumbnail", "write_retrieval"]
+
 MAX_IMAGES = 4000
 """More training images are thinned out evenly."""
-
-
-def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W, 3) to (12, 16, 3)."""
-    return np.asarray(cv2.resize(image, (COLUMNS, ROWS), interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
-def normalised(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(N, 12, 16, 3) to (N, 576), zero mean and unit length each; a constant image gives zeros."""
-    flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
-    flat -= flat.mean(axis=1, keepdims=True)
-    return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6), dtype=np.float32)
 
 
 def write_retrieval(path: Path, store: SampleStore, samples: NDArray[np.int64]) -> int:

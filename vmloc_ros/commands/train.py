@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,23 +15,26 @@ from rich.console import Console
 
 from vmloc_ros import files
 from vmloc_ros.batches import measure_normalisation
-from vmloc_ros.checkpoint import (
-    CONFIG,
-)
-from vmloc_ros.commands.folds import FoldTraining
+from vmloc_ros.checkpoint import CONFIG, METRICS, stored
+from vmloc_ros.commands.folds import FoldTraining, stored_runtime
 from vmloc_ros.commands.trained_model import finish, score_lines
 from vmloc_ros.datasets.base import Recording
 from vmloc_ros.errors import ConfigError, TrainingError
 from vmloc_ros.machines import failures_in_words, in_first_process, start
+from vmloc_ros.networks.config import Normalisation
+from vmloc_ros.networks.inputs import centre_crop
+from vmloc_ros.networks.retrieval import RetrievalNetwork, thumbnail
+from vmloc_ros.networks.retrieval_config import RetrievalConfig
 from vmloc_ros.preparation import digest, prepare, store_key
 from vmloc_ros.progress import progress_bar
 from vmloc_ros.recordings import open_any
 from vmloc_ros.samples import SampleStore, open_store
 from vmloc_ros.split import split
-from vmloc_ros.training import Row, train
+from vmloc_ros.training import Row, Trained, overall, train, write_rows
 from vmloc_ros.training_config import DataConfig, TrainingConfig, load_training_config
-from vmloc_ros.training_state import WORK
+from vmloc_ros.training_state import WORK, Progress
 from vmloc_ros.trunk_weights import check_trunk_weights
+from vmloc_ros.validation import validate
 
 SAMPLES = "samples"
 
@@ -57,6 +61,7 @@ def run_train(
         ConfigError, DatasetError, TrainingError, CheckpointError: with the file or key.
     """
     config = load_training_config(config_path)
+    check_retrieval(config)
     with failures_in_words(out):
         fabric = start(config)
         console = Console(stderr=True, quiet=not fabric.is_global_zero)
@@ -79,10 +84,14 @@ def run_train(
         if fabric.is_global_zero:
             files.write_yaml(out / CONFIG, config.model_dump(mode="json"))
         console.print(f"training on {len(train_samples)} frames, validating on {len(validation_samples)}")
-        with _told(console, config, len(train_samples)) as tell:
-            trained = train(
-                config, store, train_samples, validation_samples, normalisation, out, key, resume, tell, fabric=fabric
-            )
+        if isinstance(config.network, RetrievalConfig):
+            trained = keep_images(config, config.network, store, train_samples, validation_samples, normalisation, out)
+            if fabric.is_global_zero:
+                write_rows(out / METRICS, trained.rows)
+        else:
+            given = (config, store, train_samples, validation_samples, normalisation, out, key, resume)
+            with _told(console, config, len(train_samples)) as tell:
+                trained = train(*given, tell, fabric=fabric)
         cross_fitted = folds.run()
         if not fabric.is_global_zero:
             return out
@@ -92,6 +101,48 @@ def run_train(
     console.print(score_lines(card), soft_wrap=True, highlight=False)
     console.print(f"wrote {out}")
     return out
+
+
+def check_retrieval(config: TrainingConfig) -> None:
+    """Refuses what is said of a training where there is none.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    if not isinstance(config.network, RetrievalConfig):
+        return
+    if config.calibration.folds:
+        raise ConfigError("calibration.folds: retrieval trains no networks; take blocks out with data.hold_out")
+    if config.calibration.on_training:
+        raise ConfigError(
+            "calibration.on_training: retrieval finds every training image itself, without an error; name recordings "
+            "in data.validation or blocks in data.hold_out"
+        )
+
+
+def keep_images(
+    config: TrainingConfig,
+    network_config: RetrievalConfig,
+    store: SampleStore,
+    train_samples: NDArray[np.int64],
+    validation_samples: NDArray[np.int64],
+    normalisation: Normalisation,
+    out: Path,
+) -> Trained:
+    """The "training" of retrieval: images and poses are kept, and judged as they are stored."""
+    started = time.monotonic()
+    network = RetrievalNetwork(network_config)
+    rows, columns = centre_crop(store.camera.height, store.camera.width, network_config.height, network_config.width)
+    thumbnails = np.stack([thumbnail(store.rgb[index][rows, columns]) for index in train_samples])
+    network.keep(thumbnails, store.T_map_camera[train_samples])
+    tensors = {name: stored(tensor, config.storage) for name, tensor in network.state_dict().items()}
+    runtime = stored_runtime(config, tensors, normalisation, out)
+    errors = validate(runtime, network_config, store, validation_samples)
+    row: Row = {"epoch": 0, "images": min(len(train_samples), network_config.images)}
+    for mode, error in errors.items():
+        row |= {f"{mode.value}_mean_m": float(error.position_m.mean())}
+        row |= {f"{mode.value}_mean_deg": float(error.rotation_deg.mean())}
+    return Trained(tensors, Progress(best_score=overall(errors), seconds=time.monotonic() - started), [row])
 
 
 def _shared_store(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from vmloc_ros.networks.config import AnyNetwork, NetworkConfig
+from vmloc_ros.networks.retrieval import RetrievalNetwork
+from vmloc_ros.networks.retrieval_config import RetrievalConfig
 from vmloc_ros.networks.vmloc import VMLoc
 
 
@@ -12,4 +14,6 @@ def build_network(config: AnyNetwork) -> nn.Module:
     """The network of a configuration, with random weights."""
     if isinstance(config, NetworkConfig):
         return VMLoc(config)
+    if isinstance(config, RetrievalConfig):
+        return RetrievalNetwork(config)
     raise NotImplementedError(config.architecture)

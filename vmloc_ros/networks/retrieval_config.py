@@ -13,3 +13,10 @@ class RetrievalConfig(CameraAlone):
     """The pose of the training image that looks most alike."""
 
     architecture: Literal["retrieval"] = Field("retrieval", description="Nothing is learnt: training images are kept.")
+    images: int = Field(
+        4000,
+        ge=2,
+        le=1_000_000,
+        description="Images that are kept, at 632 bytes each: spread evenly over the training images where these are "
+        "more; where they are fewer some are kept twice, which changes no answer.",
+    )

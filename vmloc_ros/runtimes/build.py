@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from vmloc_ros.networks.config import Normalisation
+from vmloc_ros.networks.retrieval import RetrievalNetwork
 from vmloc_ros.networks.vmloc import VMLoc
+from vmloc_ros.runtimes.retrieval import RetrievalRuntime
 from vmloc_ros.runtimes.torch import Runtime, TorchRuntime
 
 
@@ -13,4 +15,6 @@ def build_runtime(network: nn.Module, normalisation: Normalisation, latent_sampl
     """Eager PyTorch for a network that `build_network` made."""
     if isinstance(network, VMLoc):
         return TorchRuntime(network, normalisation, latent_samples, device)
+    if isinstance(network, RetrievalNetwork):
+        return RetrievalRuntime(network)
     raise NotImplementedError(type(network).__name__)
