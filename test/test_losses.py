@@ -23,10 +23,15 @@ from vmloc_ros.losses import (
     log_quaternion,
     log_quaternion_difference,
     log_weights,
+    motion_errors_in_camera,
+    motion_errors_in_map,
     norm,
     normalised_weights,
+    quaternion,
     vmloc_loss,
 )
+
+Poses = tuple[Tensor, Tensor]
 
 angles = st.one_of(st.floats(0.0, math.pi), st.sampled_from([0.0, 1e-12, 1e-8, 1e-4, math.pi - 1e-9, math.pi]))
 axes = st.tuples(st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1)).filter(lambda a: np.linalg.norm(a) > 0.1)
@@ -276,3 +281,111 @@ def test_decoder_gets_single_weights_whatever_the_encoders_get() -> None:
         gradients.append(scale.grad)
     assert torch.allclose(gradients[0], gradients[1])
     assert torch.allclose(gradients[0], gradients[2])
+
+
+# ------------------------------------------------------------------------------- MapNet's motions between neighbours
+
+
+REFERENCE = Rotation.from_rotvec([0.3, -1.1, 0.7])
+
+
+def clip_of(seed: int, frames: int = 4, rotation: float = 0.8) -> Poses:
+    """Network positions and log-quaternions (2, frames, 3) of two random clips, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    position = torch.randn(2, frames, 3, generator=generator, dtype=torch.float64)
+    return position, rotation * (torch.rand(2, frames, 3, generator=generator, dtype=torch.float64) - 0.5)
+
+
+def as_matrices(poses: Poses) -> np.ndarray:
+    """(2, frames, 4, 4) in a map of the network's units."""
+    position, log_quat = (part.numpy() for part in poses)
+    result = np.tile(np.eye(4), (*position.shape[:2], 1, 1))
+    turns = REFERENCE * Rotation.from_rotvec(2.0 * log_quat.reshape(-1, 3))
+    result[..., :3, :3] = turns.as_matrix().reshape(*position.shape[:2], 3, 3)
+    result[..., :3, 3] = position
+    return result
+
+
+def as_network(poses: np.ndarray) -> Poses:
+    turns = REFERENCE.inv() * Rotation.from_matrix(poses[..., :3, :3].reshape(-1, 3, 3))
+    log_quat = 0.5 * turns.as_rotvec().reshape(*poses.shape[:2], 3)
+    return torch.from_numpy(poses[..., :3, 3].copy()), torch.from_numpy(log_quat)
+
+
+def in_camera(poses: Poses, true: Poses) -> Poses:
+    return motion_errors_in_camera(*poses, *true, torch.from_numpy(REFERENCE.as_quat()))
+
+
+def errors_of(kind: str, poses: Poses, true: Poses) -> Poses:
+    return motion_errors_in_map(*poses, *true) if kind == "map" else in_camera(poses, true)
+
+
+@pytest.mark.parametrize("kind", ["map", "camera"])
+def test_true_motions_have_no_error(kind: str) -> None:
+    poses = clip_of(0)
+    p, q = errors_of(kind, poses, poses)
+    assert p.shape == q.shape == (2, 3, 3)
+    assert max(p.abs().max(), q.abs().max()) < 1e-9
+
+
+def test_motions_in_the_map_do_not_see_a_common_offset() -> None:
+    (position, log_quat), true = clip_of(1), clip_of(2)
+    plain = motion_errors_in_map(position, log_quat, *true)
+    shifted = motion_errors_in_map(position + torch.tensor([3.0, -2.0, 1.0]), log_quat + 0.01, *true)
+    for one, other in zip(plain, shifted, strict=True):
+        assert torch.allclose(one, other)
+    expected = (position[:, 1:] - position[:, :-1]) - (true[0][:, 1:] - true[0][:, :-1])
+    assert torch.allclose(plain[0], expected)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_motions_in_camera_axes_are_those_of_the_poses(seed: int) -> None:
+    """Against products of matrices; and another choice of the map's axes, for the predicted poses alone, changes
+    nothing."""
+    poses, true = clip_of(seed), clip_of(seed + 1)
+    p, q = in_camera(poses, true)
+    motions = [np.linalg.inv(T[:, :-1]) @ T[:, 1:] for T in (as_matrices(poses), as_matrices(true))]
+    assert np.allclose(p.numpy(), motions[0][..., :3, 3] - motions[1][..., :3, 3], atol=1e-8)
+    turns = [Rotation.from_matrix(m[..., :3, :3].reshape(-1, 3, 3)).as_rotvec().reshape(2, 3, 3) for m in motions]
+    small = (np.linalg.norm(turns, axis=-1) < 0.5 * math.pi).all(axis=0)  # else another logarithm may be nearer
+    assert np.allclose(q.numpy()[small], 0.5 * (turns[0] - turns[1])[small], atol=1e-6)
+    other_map = np.eye(4)
+    other_map[:3, :3] = Rotation.random(random_state=seed % 2**31).as_matrix()
+    other_map[:3, 3] = [5.0, -1.0, 2.0]
+    moved = in_camera(as_network(other_map @ as_matrices(poses)), true)
+    assert np.allclose(moved[0].numpy(), p.numpy(), atol=1e-7)
+    assert np.allclose(moved[1].numpy()[small], q.numpy()[small], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["map", "camera"])
+def test_motions_do_not_see_the_border(kind: str) -> None:
+    """A drive that turns through the border of the ball: the logarithm jumps, the motion does not."""
+    turns = torch.zeros(1, 4, 3, dtype=torch.float64)
+    turns[0, :, 2] = torch.tensor([1.5, 1.55, 1.6, 1.65])
+    across = turns.clone()
+    across[0, 2:, 2] -= math.pi  # the same rotations, by their logarithms on the hemisphere w >= 0
+    position = torch.zeros_like(turns)
+    _, q = errors_of(kind, (position, turns), (position, across))
+    assert q.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["map", "camera"])
+def test_gradients_of_motions(kind: str) -> None:
+    poses, true = clip_of(3), clip_of(4)
+    inputs = [part.requires_grad_() for part in poses]
+    assert torch.autograd.gradcheck(lambda position, log_quat: errors_of(kind, (position, log_quat), true), inputs)
+    standing = [torch.zeros(1, 2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    still = (standing[0].detach(), standing[1].detach())
+    p, q = errors_of(kind, (standing[0], standing[1]), still)
+    (p.sum() + q.sum()).backward()
+    for part in standing:
+        assert part.grad is not None
+        assert torch.isfinite(part.grad).all()
+
+
+@given(angles.filter(lambda angle: angle < math.pi - 1e-6), axes)
+def test_quaternion_is_the_inverse_of_its_logarithm(angle: float, axis: tuple) -> None:
+    log_quat = torch.tensor(0.5 * angle * np.array(axis) / np.linalg.norm(axis))
+    quat = quaternion(log_quat)
+    assert quat.norm().item() == pytest.approx(1.0, abs=1e-9)
+    assert torch.allclose(log_quaternion(quat), log_quat, atol=1e-9)

@@ -81,8 +81,8 @@ def quaternion(log_quat: Tensor) -> Tensor:
 
 
 def turned_back(quat_xyzw: Tensor, vector: Tensor) -> Tensor:
-    """`R(q)^T v` of unit quaternions (..., 4) and vectors (..., 3)."""
-    axis, w = -quat_xyzw[..., :3], quat_xyzw[..., 3:]
+    """`R(q)^T v` of vectors (..., 3) and as many unit quaternions xyzw (..., 4), or one (4,)."""
+    axis, w = -quat_xyzw[..., :3].expand_as(vector), quat_xyzw[..., 3:]
     twice = 2.0 * torch.linalg.cross(axis, vector)
     return vector + w * twice + torch.linalg.cross(axis, twice)
 
