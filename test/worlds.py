@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vmloc_ros.config import InputConfig, ProjectionConfig
-from vmloc_ros.geometry import Array, exp_se3, make_pose
+from vmloc_ros.geometry import Array, exp_se3, inverse, make_pose
+from vmloc_ros.networks.vlocnet_config import MotionCard
 from vmloc_ros.types import (
     CameraInfo,
+    CameraMotion,
     CameraPrior,
     Event,
     EventKind,
@@ -123,6 +127,7 @@ class ScriptedCard:
     input: InputConfig = field(default_factory=InputConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     sha256: str = "5c" * 32
+    motion: MotionCard | None = None
 
 
 @dataclass
@@ -154,6 +159,62 @@ class ScriptedLocalizer:
 
     def reset(self) -> None:
         self.resets += 1
+
+
+MOTION_GAP_S = 0.35
+MOTION_SIGMA_M, MOTION_SIGMA_RAD = 0.02, 0.002
+MOTION_COV = np.diag([MOTION_SIGMA_M**2] * 3 + [MOTION_SIGMA_RAD**2] * 3)
+MOVING_CARD = ScriptedCard(motion=MotionCard(max_gap_s=MOTION_GAP_S, cov_66=MOTION_COV.tolist()))
+
+
+@dataclass
+class MovingLocalizer(ScriptedLocalizer):
+    """Also tells the motion since the frame before it, of the stated covariance, and has a map that can be looked at.
+
+    `exact`: the motions are the truth's.
+    """
+
+    card: ScriptedCard = field(default_factory=lambda: MOVING_CARD)
+    exact: bool = False
+    gaps: int = 0
+    last_ns: int | None = None
+
+    def localize(self, frame: Frame, prior: CameraPrior | None = None) -> PoseEstimate | NoPose:
+        return replace(super().localize(frame, prior), motion=self._motion(frame.stamp_ns))
+
+    def _motion(self, stamp_ns: int) -> CameraMotion | None:
+        begin_ns, self.last_ns = self.last_ns, stamp_ns
+        if begin_ns is None:
+            return None
+        if not begin_ns < stamp_ns <= begin_ns + MOTION_GAP_S * SECOND:
+            self.gaps += 1
+            return None
+        return true_motion(begin_ns, stamp_ns, None if self.exact else self.seed)
+
+    def view(self, T_map_camera: Array) -> NDArray[np.uint8]:
+        """One colour: x, y and z of the camera, 1 m a step."""
+        colour = np.clip(np.round(T_map_camera[:3, 3]) + 100.0, 0.0, 255.0).astype(np.uint8)
+        return np.tile(colour, (8, 12, 1))
+
+    def fork(self) -> Self:
+        return replace(self, seen=[], gaps=0, last_ns=None)
+
+    def counters(self) -> dict[str, int]:
+        return {"motion.gaps": self.gaps}
+
+    def reset(self) -> None:
+        super().reset()
+        self.last_ns = None
+
+
+def true_motion(begin_ns: int, end_ns: int, seed: int | None = None) -> CameraMotion:
+    """`T_begin_end` of the camera on the circle; with a seed, with noise of `MOTION_COV`."""
+    T_begin, T_end = true_pose(begin_ns) @ T_BASE_CAMERA, true_pose(end_ns) @ T_BASE_CAMERA
+    noise = np.zeros(6)
+    if seed is not None:
+        rng = np.random.default_rng([seed, 1, end_ns % 2**32])
+        noise = rng.normal(size=6) * np.sqrt(MOTION_COV.diagonal())
+    return CameraMotion(begin_ns, end_ns, inverse(T_begin) @ T_end @ exp_se3(noise), MOTION_COV)
 
 
 def repeated(events: list[Event], times: int) -> Iterator[Event]:

@@ -167,9 +167,12 @@ class Diary:
                 f"no measurement has been fused for {since_s:.1f} s (filter.lost_after_s is {limits.lost_after_s:g}); "
                 "the next one that is ends it: check camera and lidar, or set the pose on /initialpose"
             )
+        by_network = self._config.model.odometry == "network"
+        source = "a motion of the network (model.odometry: network)" if by_network else "odometry"
+        check = "the camera and the rate of its frames" if by_network else "the odometry's topic"
         return (
-            f"neither odometry nor a fused measurement for more than {limits.lost_odometry_gap_s:g} s "
-            "(filter.lost_odometry_gap_s); the next one ends it: check the odometry's topic"
+            f"neither {source} nor a fused measurement for more than {limits.lost_odometry_gap_s:g} s "
+            f"(filter.lost_odometry_gap_s); the next one ends it: check {check}"
         )
 
 

@@ -70,6 +70,7 @@ class FrameSource:
         self.extrinsics = Extrinsics()
         held_s = config.projection.window_s + config.pairing.overdue_s
         self.odometry = OdometryBuffer(max(config.filter.window_s, 2.0 * held_s) + 1.0)
+        self._odometry_by_network = config.model.odometry == "network"
         self._keep_ns = min(KEPT_NS, round((2.0 * held_s + config.filter.window_s + 1.0) * 1e9))
 
     def add(self, event: Event) -> ClockVerdict:
@@ -97,7 +98,9 @@ class FrameSource:
     def ready(self, everything: bool = False) -> list[FrameKey]:
         """The frames that wait no longer."""
         now_ns = self.clock.now_ns
-        return [] if now_ns is None else self.pairing.ready(now_ns, self.odometry.newest_ns, everything)
+        # the network's odometry comes out of the frame itself: there is nothing to wait for
+        odometry_ns = now_ns if self._odometry_by_network else self.odometry.newest_ns
+        return [] if now_ns is None else self.pairing.ready(now_ns, odometry_ns, everything)
 
     def gather(self, key: FrameKey) -> FrameParts:
         """The messages of a frame, with an odometry that another thread may read."""

@@ -152,6 +152,14 @@ class OdometryBuffer:
         copy._floor_ns, copy._frozen = self._floor_ns, True
         return copy
 
+    def extended(self, stamp_ns: int, T_odom_base: Array) -> OdometryBuffer:
+        """An immutable copy with one pose more (one that is predicted: the buffer itself holds what was measured)."""
+        copy = self.snapshot()
+        copy._frozen = False
+        copy.insert(stamp_ns, T_odom_base)
+        copy._frozen = True
+        return copy
+
 
 def buffer_of(stamps_ns: Sequence[int] | NDArray[np.int64], poses_N44: Array) -> OdometryBuffer:
     """A buffer that holds a whole trajectory (no window), for tools that work on recordings."""

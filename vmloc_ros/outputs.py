@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vmloc_ros.network_odometry import ChainedPose
 from vmloc_ros.types import Frame, FusedState, Status
 
 
@@ -27,6 +28,7 @@ class Outputs:
         bridged: the odometry's increment that led to `states` was not believed (a jump, a frozen source): the filter
             moved without it.
         notes: what is worth a line in the log.
+        vo: the network's own odometry, where it has one: a pose per frame that it could compare with one before.
     """
 
     states: list[FusedState] = field(default_factory=list)
@@ -35,6 +37,7 @@ class Outputs:
     resets: list[str] = field(default_factory=list)
     bridged: bool = False
     notes: list[Note] = field(default_factory=list)
+    vo: list[ChainedPose] = field(default_factory=list)
 
     def extend(self, other: Outputs) -> None:
         """Appends what another call gave."""
@@ -43,4 +46,5 @@ class Outputs:
         self.frames += other.frames
         self.resets += other.resets
         self.notes += other.notes
+        self.vo += other.vo
         self.bridged = self.bridged or other.bridged

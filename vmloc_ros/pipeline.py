@@ -24,10 +24,13 @@ from vmloc_ros.frame_source import FrameParts, FrameSource
 from vmloc_ros.fusion import Fusion, OdometryVerdict
 from vmloc_ros.geometry import Array, inverse
 from vmloc_ros.increments import BELIEVED
+from vmloc_ros.localizers.base import Remembering
 from vmloc_ros.monitor import Difference, Monitor
+from vmloc_ros.network_odometry import NetworkOdometry, filter_of
 from vmloc_ros.outputs import Note, Outputs
 from vmloc_ros.pose_keeper import PoseKeeper
 from vmloc_ros.types import (
+    CameraMotion,
     CameraPrior,
     Event,
     EventKind,
@@ -76,7 +79,10 @@ class Pipeline:
         self._localizer = localizer
         self._lock = threading.RLock()
         self._source = FrameSource(config)
-        self._fusion = Fusion(config.filter, config.frames)
+        self._by_network = config.model.odometry == "network"
+        settings = filter_of(config, localizer.card.motion.max_gap_s if localizer.card.motion else None)
+        self._fusion = Fusion(settings, config.frames)
+        self._vo = NetworkOdometry(settings, config.frames)
         self._assembler = Assembler(config, self._source.extrinsics, localizer.card.camera)
         self._queue = FrameQueue(config.model.max_pending_frames, config.pairing.overdue_s, only)
         self._counts: Counter[str] = Counter()
@@ -119,8 +125,12 @@ class Pipeline:
                 self._counts[f"rejected.{verdict.value}"] += 1
                 self.problems[event.kind.value] = f"{verdict.value}: stamp {event.stamp_ns / NANOSECONDS:.3f} s"
                 return outputs
-            if event.kind is EventKind.ODOMETRY:
-                outputs.extend(self._add_odometry(event.payload))
+            if event.kind is EventKind.ODOMETRY and self._by_network:
+                self._counts["odometry.ignored"] += 1
+            elif event.kind is EventKind.ODOMETRY:
+                taken, given = self._add_odometry(event.payload)
+                outputs.extend(given)
+                outputs.states += self._live_state(event.payload) if taken else []
             elif event.kind in RECEIVED:
                 self._queue.arrived(event.stamp_ns, self._last_arrival_s)
             self._release()
@@ -163,7 +173,8 @@ class Pipeline:
         self._counts["initialpose.used"] += 1
         return Outputs()
 
-    def _add_odometry(self, sample: OdometrySample) -> Outputs:
+    def _add_odometry(self, sample: OdometrySample) -> tuple[bool, Outputs]:
+        """A sample into the filter: whether it was taken, and what came of it beside the live pose."""
         verdict = self._fusion.add_odometry(sample)
         outputs = Outputs(bridged=verdict not in BELIEVED)
         if verdict is OdometryVerdict.CLOCK_RESET:
@@ -172,22 +183,38 @@ class Pipeline:
             outputs.extend(self._forget_the_past(self._fusion.reset_reason))
         elif verdict is OdometryVerdict.JUMP:
             self._source.odometry.clear()  # poses on the two sides of a jump say nothing of the motion between them
-        if verdict not in NOT_TAKEN:
-            self._source.odometry.insert(sample.stamp_ns, sample.T_odom_base)
         if verdict is OdometryVerdict.USED:
             self.problems.pop("odometry", None)
         else:
             self.problems["odometry"] = f"odometry {verdict.value} at {sample.stamp_ns / NANOSECONDS:.3f} s"
-        if verdict not in NOT_TAKEN:
-            outputs.states += self._live_state(sample, verdict)
-        return outputs
-
-    def _live_state(self, sample: OdometrySample, verdict: OdometryVerdict) -> list[FusedState]:
-        """The pose at an odometry sample that was taken; none while lost, or where the sample is not the newest."""
+        if verdict in NOT_TAKEN:
+            return False, outputs
+        self._source.odometry.insert(sample.stamp_ns, sample.T_odom_base)
         if self._keeper.waiting:
             self._keeper.resume(sample, self._fusion)
         if verdict not in (*BELIEVED, OdometryVerdict.CLOCK_RESET):
             self._monitor.exclude()
+        return True, outputs
+
+    def _add_motion(self, motion: CameraMotion | None, T_base_camera: Array) -> tuple[OdometrySample | None, Outputs]:
+        """The network's own odometry: given out, and into the filter where it is the filter's.
+
+        Returns:
+            The newest sample that the filter has taken, and what came of all.
+        """
+        newest, outputs = None, Outputs(vo=self._vo.add(motion, T_base_camera))
+        if self._vo.problem:
+            self.problems["vo"] = self._vo.problem
+        elif outputs.vo:
+            self.problems.pop("vo", None)
+        for pose in list(outputs.vo) if self._by_network else ():
+            taken, given = self._add_odometry(pose.sample)
+            outputs.extend(given)
+            newest = pose.sample if taken else newest
+        return newest, outputs
+
+    def _live_state(self, sample: OdometrySample) -> list[FusedState]:
+        """The pose at an odometry sample that was taken; none while lost, or where the sample is not the newest."""
         state = self._fusion.state()
         if state is None or state.stamp_ns != sample.stamp_ns or self._fusion.is_lost(sample.stamp_ns):
             return []
@@ -215,9 +242,12 @@ class Pipeline:
                 return Outputs()  # it went stale between `take` and here
             self._busy = True
             if self._forget:
-                self._assembler.clear()  # here, not where the reset happens: the assembler is the worker's own
+                self._assembler.clear()  # here, not where the reset happens: assembler and network are the worker's own
+                self._localizer.reset()
                 self._forget = False
             parts = self._source.gather(key)
+            if self._by_network and (ahead := self._vo.predicted(key.stamp_ns)) is not None:
+                parts = replace(parts, odometry=parts.odometry.extended(key.stamp_ns, ahead))
             prior, epoch = self._fusion.state_at(key.stamp_ns), self._fusion.epoch
         try:
             return self._infer_and_fuse(parts, prior, job.arrived_s, epoch)
@@ -239,17 +269,23 @@ class Pipeline:
             measurement = measured_base(estimate, mounting, self._config.frames.map)
         with self._lock:
             self._counts["frames.inferred"] += 1
+            newest, outputs = None, Outputs(frames=[frame])
             if epoch != self._fusion.epoch:  # a bag has looped meanwhile: the answer belongs to another time
                 measurement, no_pose = None, "the filter has started over while the network worked"
+            elif mounting is not None:
+                newest, given = self._add_motion(answer.motion, mounting)
+                outputs.extend(given)
             if measurement is None:
                 self._counts["frames.no_pose"] += 1
                 result = MeasurementResult(Verdict.NO_POSE, no_pose)
             else:
                 self.problems.pop("transforms", None)
                 result = self._fusion.add_measurement(measurement)
+            if newest is not None:
+                outputs.states += self._live_state(newest)
             now_ns = self._source.clock.now_ns or frame.stamp_ns
-            status = self._diary.of_frame(frame, estimate, measurement, result, arrived_s, now_ns)
-            return Outputs(statuses=[status], frames=[frame])
+            outputs.statuses.append(self._diary.of_frame(frame, estimate, measurement, result, arrived_s, now_ns))
+            return outputs
 
     def _estimate(self, frame: Frame, prior: CameraPrior | None) -> PoseEstimate | NoPose:
         if frame.rgb is None and frame.depth_m is None:
@@ -295,7 +331,7 @@ class Pipeline:
     def _forget_the_past(self, reason: str) -> Outputs:
         """Everything beside the filter that must not outlive a reset."""
         self._epoch = self._fusion.epoch
-        self._localizer.reset()
+        self._vo.break_off()
         self._source.odometry.clear()
         self._queue.clear()
         self._forget = True
@@ -341,7 +377,9 @@ class Pipeline:
             totals |= {"frames.paired": self._queue.paired, "frames.stale": self._queue.stale}
             pairing = self._source.pairing
             totals |= {"messages.repeated": pairing.repeated, "messages.forgotten": pairing.forgotten}
-            totals |= {"monitor.exceeded": self._monitor.count} | self._keeper.counters()
+            totals |= {"monitor.exceeded": self._monitor.count} | self._keeper.counters() | self._vo.counters()
+            if isinstance(self._localizer, Remembering):
+                totals |= self._localizer.counters()
             for what, count in self._assembler.rejected.items():
                 totals[f"rejected.{what}"] = totals.get(f"rejected.{what}", 0) + count
             return totals

@@ -246,6 +246,7 @@ class Card:
     input: InputConfig = field(default_factory=InputConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     sha256: str = "50" * 32
+    motion: None = None
 
 
 class ErringLocalizer:

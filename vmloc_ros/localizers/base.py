@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmloc_ros.checkpoint import ModelCard
 from vmloc_ros.geometry import Array
 from vmloc_ros.types import CameraPrior, Frame, NoPose, PoseEstimate
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import, and what a localizer can do is asked without one
+    from vmloc_ros.checkpoint import ModelCard
 
 
 class Localizer(Protocol):
