@@ -168,6 +168,11 @@ class FilterConfig(StrictModel):
     use_twist_covariance: bool = Field(
         False, description="Take increment noise from the twist covariance x dt where it is given and positive."
     )
+    use_observations: bool = Field(
+        True,
+        description="Where a network observed something else than a pose (a latent code), compare that with what the "
+        "state makes one expect. false: compare the poses.",
+    )
     measurement_inflation: float = Field(
         1.3, gt=0.0, le=1e6, description="Multiplies the measurements' covariance, see `vmloc error-model`."
     )

@@ -130,7 +130,14 @@ class Watch:
         self._pull_gate = float(chi2.ppf(PULL_PROBABILITY, len(self._rows)))
 
     def note(
-        self, before: Trend | None, stamp_ns: int, T: Array, P_nn: Array, R_66: Array, innovation: Innovation
+        self,
+        before: Trend | None,
+        stamp_ns: int,
+        T: Array,
+        P_nn: Array,
+        R_66: Array,
+        innovation: Innovation,
+        dof: int | None = None,
     ) -> tuple[Trend, Array | None]:
         """The source's trend after one more measurement, and the pull (body axes) where it cannot be explained.
 
@@ -140,12 +147,13 @@ class Watch:
             T, P_nn: the predicted state.
             R_66: the measurement's covariance, inflated, in the body's axes.
             innovation: how far it is from the state.
+            dof: in how many directions it tells anything; by default in all that are compared.
         """
         config, window_s = self._config, self._config.divergence_window_s
         elapsed_s = (stamp_ns - before.stamp_ns) / NANOSECONDS if before else SILENCE_S
         level = before.level if before else 1.0
         if innovation.nis <= self._gate:  # what is gated is no noise of this source
-            level = noise_level(level, elapsed_s, innovation.nis / len(self._rows), config.noise_level_s)
+            level = noise_level(level, elapsed_s, innovation.nis / (dof or len(self._rows)), config.noise_level_s)
         if window_s <= 0.0:
             return Trend(stamp_ns, level, NO_PULL), None
         turn = np.zeros((6, 6))

@@ -8,7 +8,15 @@ import numpy as np
 
 from vmloc_ros.errors import ConfigError, GeometryError, TransformError
 from vmloc_ros.geometry import Array, adjoint, inverse, is_pose, pose_from_quaternion
-from vmloc_ros.types import CameraPrior, FusedState, PoseEstimate, PoseMeasurement, StaticTransform
+from vmloc_ros.types import (
+    CameraPrior,
+    FusedState,
+    Information,
+    Observation,
+    PoseEstimate,
+    PoseMeasurement,
+    StaticTransform,
+)
 
 
 def pose_from_list(values: Sequence[float], name: str) -> Array:
@@ -25,13 +33,35 @@ def pose_from_list(values: Sequence[float], name: str) -> Array:
         raise ConfigError(f"{name}: {error}") from error
 
 
+class Mounted:
+    """An observation of the camera's pose as one of the base's.
+
+    `T_map_base Exp(d) T_base_camera = T_map_camera Exp(A d)` with `A = Ad(T_base_camera^-1)`: the gradient becomes
+    `A' b` and the information `A' L A` (J. Sola et al., arXiv:1812.01537, section II-F).
+    """
+
+    def __init__(self, observation: Observation, T_base_camera: Array) -> None:
+        self._observation = observation
+        self._T_base_camera = T_base_camera
+        self._A = adjoint(inverse(T_base_camera))
+
+    def at(self, T_map_body: Array) -> Information:
+        """How it fits a pose of the base."""
+        seen = self._observation.at(T_map_body @ self._T_base_camera)
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused by the filter, and counted
+            gradient_6 = self._A.T @ seen.gradient_6
+            information_66 = self._A.T @ seen.information_66 @ self._A
+        return Information(gradient_6, information_66, seen.cost, seen.dof)
+
+
 def measured_base(estimate: PoseEstimate, T_base_camera: Array, map_frame: str) -> PoseMeasurement:
-    """`T_map_base` of a camera's pose, and its covariance: camera axes to body axes by the adjoint of the mounting."""
+    """`T_map_base` of a camera's pose with covariance and observation: camera to body axes by the mounting."""
     turn = adjoint(T_base_camera)
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused by the filter, and counted
         T_map_base = estimate.T_map_camera @ inverse(T_base_camera)
         cov_66 = turn @ estimate.cov_66 @ turn.T
-    return PoseMeasurement(estimate.stamp_ns, T_map_base, cov_66, frame_id=map_frame)
+    seen = None if estimate.observation is None else Mounted(estimate.observation, T_base_camera)
+    return PoseMeasurement(estimate.stamp_ns, T_map_base, cov_66, frame_id=map_frame, observation=seen)
 
 
 def camera_prior(state: FusedState, T_base_camera: Array) -> CameraPrior:

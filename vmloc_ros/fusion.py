@@ -21,10 +21,11 @@ from vmloc_ros.filter import checked_covariance, checked_pose, six_by_six
 from vmloc_ros.geometry import inverse
 from vmloc_ros.history import MEASUREMENT, ODOMETRY, POSE, History, Node
 from vmloc_ros.increments import OdometryVerdict
+from vmloc_ros.latent import Remembered
 from vmloc_ros.moment import Moment
 from vmloc_ros.odometry import OdometryBuffer
 from vmloc_ros.odometry_model import UNCALIBRATED, prior_variances
-from vmloc_ros.replay import WIDENED
+from vmloc_ros.replay import AS_POSE, WIDENED
 from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import FusedState, InitialPose, MeasurementResult, OdometrySample, PoseMeasurement, Verdict
 
@@ -116,7 +117,10 @@ class Fusion:
     # ---------------------------------------------------------------------------------------------------- measurements
 
     def add_measurement(self, measurement: PoseMeasurement) -> MeasurementResult:
-        """Takes a measurement of any stamp in the window. Its verdict is provisional; the counters hold the final."""
+        """Takes a measurement of any stamp in the window. Its verdict is provisional; the counters hold the final.
+
+        An observation that came with it is asked at its pose first: an answer that cannot be used is `NOT_FINITE`.
+        """
         if measurement.frame_id != self._frames.map:
             return self._refuse(
                 Verdict.WRONG_FRAME, f"frame is {measurement.frame_id!r}; the map is {self._frames.map!r}"
@@ -129,11 +133,18 @@ class Fusion:
         refused = self._out_of_time(stamp_ns)
         if refused is not None:
             return refused
-        clean = replace(measurement, stamp_ns=stamp_ns, T_map_base=T, cov_66=cov_66)
+        clean = replace(measurement, stamp_ns=stamp_ns, T_map_base=T, cov_66=cov_66, observation=None)
         key = (stamp_ns, MEASUREMENT, clean.source, T.tobytes() + cov_66.tobytes())
         node = Node(key, stamp_ns, clean)
         if self._history.find(node.key) is not None:
             return self._refuse(Verdict.DUPLICATE, f"the same measurement of {stamp_ns / NANOSECONDS:.3f} s is known")
+        if measurement.observation is not None and self._config.use_observations:
+            observation = Remembered(measurement.observation)
+            try:
+                observation.at(T)
+            except GeometryError as error:
+                return self._refuse(Verdict.NOT_FINITE, str(error))
+            node.event = replace(clean, observation=observation)
         self._accepted(stamp_ns)
         self._history.insert(node)
         assert node.result is not None
@@ -291,10 +302,12 @@ class Fusion:
                 self._counts["relocalizations"] += 1
             if node.result is not None and node.result.reason.startswith(WIDENED):
                 self._counts["widenings"] += 1
+            if node.result is not None and AS_POSE in node.result.reason:
+                self._counts["observations_as_poses"] += 1
 
     def counters(self) -> dict[str, int]:
         """Totals since the start, of final verdicts: `verdict.*`, `odometry.*`, `relocalizations`, `widenings`,
-        `resets`."""
+        `resets`, `observations_as_poses` (none: absent)."""
         totals = {f"verdict.{verdict.value}": 0 for verdict in COUNTED}
         totals |= {f"odometry.{verdict.value}": 0 for verdict in OdometryVerdict}
         return totals | {"relocalizations": 0, "widenings": 0, "resets": 0} | dict(self._counts)

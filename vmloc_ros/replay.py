@@ -7,6 +7,7 @@ the sorted events again gives the same state whatever the order in which they ar
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from scipy.stats import chi2
 from vmloc_ros import relocalization
 from vmloc_ros.config import FilterConfig
 from vmloc_ros.consistency import Watch
+from vmloc_ros.errors import GeometryError
 from vmloc_ros.filter import (
     PLANE,
     Innovation,
@@ -37,6 +39,7 @@ from vmloc_ros.increments import (
     judge,
     widened,
 )
+from vmloc_ros.latent import compress
 from vmloc_ros.moment import Key, Memory, Moment
 from vmloc_ros.odometry_model import STATES, corrected, prior_variances
 from vmloc_ros.relocalization import Candidate
@@ -45,6 +48,7 @@ from vmloc_ros.types import InitialPose, MeasurementResult, OdometrySample, Pose
 
 Array = NDArray[np.float64]
 DOF = 6
+AS_POSE = "compared by its pose: the observation fits nowhere near the state"
 WIDENED = "the state was widened: the measurements have pulled one way"
 IN_PLANE_VARIANCE = 1e-9
 """Of z, roll and pitch (m^2, rad^2) in planar mode: zero, but for those who invert the covariance."""
@@ -54,16 +58,30 @@ Outcome = tuple[Moment, MeasurementResult, tuple[Key, ...]]
 """After a measurement: the next moment, what became of it, and the keys of earlier measurements that it brought in."""
 
 
+class Compared(NamedTuple):
+    """A measurement as the pose that is compared with the state: its own, or the one that its observation amounts to.
+
+    `cov_66` is inflated, `dof` says in how many directions it tells anything, `note` why the observation was not used.
+    """
+
+    T_map_base: Array
+    cov_66: Array
+    innovation: Innovation
+    dof: int
+    note: str
+
+
 class Replay:
     """The steps, with the limits that the configuration gives."""
 
     def __init__(self, config: FilterConfig) -> None:
         self.config = config
         self.dof = len(PLANE) if config.planar else DOF
-        self.gate = float(chi2.ppf(config.gate_probability, self.dof))
+        self._gates = [0.0] + [float(chi2.ppf(config.gate_probability, dof)) for dof in range(1, DOF + 1)]
+        self.gate = self._gates[self.dof]
         self._watch = Watch(config)
         self._outlier_share = config.outlier_share if config.student_t_dof > 0.0 else 0.0
-        self.candidate_gate = float(chi2.ppf(config.gate_probability, DOF))
+        self.candidate_gate = self._gates[DOF]
         self._prior = prior_variances(config)
         self._walk = self._prior * config.odometry_model_walk**2
 
@@ -172,39 +190,68 @@ class Replay:
         R = z.cov_66 * self.config.measurement_inflation
         if moment.T_map_base is None or moment.cov_99 is None:
             return self._start(moment, z, R, key)
-        planar = self.config.planar
-        Z = flattened(z.T_map_base, self.config.planar_height_m) if planar else z.T_map_base
         try:
-            innovation = innovate(moment.T_map_base, moment.cov_99, Z, R, planar)
-            moment, widened, level = self._watched(moment, z.source, R, innovation)
+            seen = self._compared(moment, z, R)
+            moment, widened, level = self._watched(moment, z.source, seen)
             assert moment.T_map_base is not None
             assert moment.cov_99 is not None
             if widened:
-                innovation = innovate(moment.T_map_base, moment.cov_99, Z, R, planar)
-            nis = innovation.nis
-            if nis > self.gate:
-                after, result, keys = self._gated(moment, z, R, key, nis)
-                if widened and result.verdict is Verdict.GATED:
-                    result = replace(result, reason=f"{WIDENED}; {result.reason}")
+                seen = self._compared(moment, z, R)
+            nis, dof = seen.innovation.nis, seen.dof
+            notes = [note for note in (WIDENED if widened else "", seen.note) if note]
+            if nis > self._gates[dof]:
+                after, result, keys = self._gated(moment, z, R, key, nis, dof)
+                if notes and result.verdict is Verdict.GATED:
+                    result = replace(result, reason="; ".join((*notes, result.reason)))
                 return after, result, keys
-            factor = self._correlation(moment, z) / self._weight(max(nis, level * self.dof))
-            posterior = update(moment.T_map_base, moment.cov_99, Z, R * factor, innovation, planar)
+            factor = self._correlation(moment, z) / self._weight(max(nis, level * dof), dof)
+            planar = self.config.planar
+            posterior = update(
+                moment.T_map_base, moment.cov_99, seen.T_map_base, seen.cov_66 * factor, seen.innovation, planar
+            )
             T, P, shift = posterior
             if self._outlier_share > 0.0:
                 P = hedged(moment.cov_99, moment.T_map_base, posterior, self._outlier_share)
         except np.linalg.LinAlgError:
             return moment, MeasurementResult(Verdict.NOT_FINITE, "covariance is numerically singular"), ()
+        except GeometryError as error:
+            return moment, MeasurementResult(Verdict.NOT_FINITE, str(error)), ()
         if not (np.isfinite(T).all() and np.isfinite(P).all() and P.diagonal()[:6].min() > 0.0):
             return moment, MeasurementResult(Verdict.NOT_FINITE, "the update would not be finite"), ()
         after = self._corrected(moment, T, P, z.source)
         after.model_3 = moment.model_3 + shift
-        return after, MeasurementResult(Verdict.FUSED, WIDENED if widened else "", nis, self.dof), ()
+        return after, MeasurementResult(Verdict.FUSED, "; ".join(notes), nis, dof), ()
 
-    def _weight(self, nis: float) -> float:
+    def _compared(self, moment: Moment, z: PoseMeasurement, R: Array) -> Compared:
+        """A measurement against the state: by its observation where it has one that fits near the state.
+
+        Raises:
+            GeometryError: what the observation answers cannot be used.
+        """
+        config, T, P = self.config, moment.T_map_base, moment.cov_99
+        assert T is not None
+        assert P is not None
+        Z = flattened(z.T_map_base, config.planar_height_m) if config.planar else z.T_map_base
+        dof, excess, note = self.dof, 0.0, ""
+        if z.observation is not None:
+            correlation = self._correlation(moment, z)
+            near = compress(
+                z.observation, Z, T, P[:6, :6], config.measurement_inflation, correlation, self.gate, config.planar
+            )
+            if near is None:
+                note = AS_POSE
+            else:
+                Z, R, dof, excess = near.T_map_base, near.cov_66, max(near.rank, 1), near.excess
+        innovation = innovate(T, P, Z, R, config.planar)
+        if excess > 0.0:
+            innovation = replace(innovation, nis=innovation.nis + excess)
+        return Compared(Z, R, innovation, dof, note)
+
+    def _weight(self, nis: float, dof: int) -> float:
         config = self.config
-        return robust_weight(nis, config.student_t_dof, self.dof, config.robust_power, config.max_robust_weight)
+        return robust_weight(nis, config.student_t_dof, dof, config.robust_power, config.max_robust_weight)
 
-    def _watched(self, moment: Moment, source: str, R: Array, innovation: Innovation) -> tuple[Moment, bool, float]:
+    def _watched(self, moment: Moment, source: str, seen: Compared) -> tuple[Moment, bool, float]:
         """Notes how a measurement fits; widens the state where its source's have long pulled one way.
 
         Returns:
@@ -215,7 +262,7 @@ class Replay:
         assert P is not None
         trends = moment.memory.trends
         before = next((trend for name, trend in trends if name == source), None)
-        trend, pull_6 = self._watch.note(before, moment.stamp_ns, T, P, R, innovation)
+        trend, pull_6 = self._watch.note(before, moment.stamp_ns, T, P, seen.cov_66, seen.innovation, seen.dof)
         after = moment.copied()
         others = [item for item in trends if item[0] != source][-15:]
         after.memory = replace(moment.memory, trends=(*others, (source, trend)))
@@ -276,11 +323,11 @@ class Replay:
         reason = f"no pose yet: {len(chosen)} of {needed} measurements agree"
         return after, MeasurementResult(Verdict.PENDING, reason), ()
 
-    def _gated(self, moment: Moment, z: PoseMeasurement, R: Array, key: Key, nis: float) -> Outcome:
+    def _gated(self, moment: Moment, z: PoseMeasurement, R: Array, key: Key, nis: float, dof: int) -> Outcome:
         """Too far from the state. When enough of such agree among themselves, it is the state that is wrong."""
         config, memory = self.config, moment.memory
         result = MeasurementResult(
-            Verdict.GATED, f"squared Mahalanobis distance {nis:.1f} is above {self.gate:.1f}", nis, self.dof
+            Verdict.GATED, f"squared Mahalanobis distance {nis:.1f} is above {self._gates[dof]:.1f}", nis, dof
         )
         spacing_ns = round(config.relocalize_span_s * NANOSECONDS) // config.relocalize_after
         if memory.candidates and moment.stamp_ns - memory.candidates[-1].stamp_ns < spacing_ns:
