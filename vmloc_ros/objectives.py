@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from vmloc_ros.errors import ConfigError
+from vmloc_ros.generative_objective import GenerativeObjective
 from vmloc_ros.learning import Learning
 from vmloc_ros.networks.build import build_network
+from vmloc_ros.networks.generative_map import GenerativeMap
 from vmloc_ros.networks.retrieval_config import RetrievalConfig
 from vmloc_ros.networks.vmloc import VMLoc
 from vmloc_ros.objective import Objective
@@ -24,4 +26,6 @@ def build_objective(config: TrainingConfig) -> Learning:
     network = build_network(config.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if isinstance(network, VMLoc):
         return Objective(network, config.objective)
+    if isinstance(network, GenerativeMap):
+        return GenerativeObjective(network, config.objective.generative_map)
     raise NotImplementedError(type(network).__name__)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from vmloc_ros.networks.config import AnyNetwork, NetworkConfig
+from vmloc_ros.networks.generative_map import GenerativeMap
+from vmloc_ros.networks.generative_map_config import GenerativeMapConfig
 from vmloc_ros.networks.retrieval import RetrievalNetwork
 from vmloc_ros.networks.retrieval_config import RetrievalConfig
 from vmloc_ros.networks.vmloc import VMLoc
@@ -16,4 +18,6 @@ def build_network(config: AnyNetwork) -> nn.Module:
         return VMLoc(config)
     if isinstance(config, RetrievalConfig):
         return RetrievalNetwork(config)
+    if isinstance(config, GenerativeMapConfig):
+        return GenerativeMap(config)
     raise NotImplementedError(config.architecture)

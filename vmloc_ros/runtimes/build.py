@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from vmloc_ros.networks.config import Normalisation
+from vmloc_ros.networks.generative_map import GenerativeMap
 from vmloc_ros.networks.retrieval import RetrievalNetwork
 from vmloc_ros.networks.vmloc import VMLoc
+from vmloc_ros.runtimes.generative_map import MapRuntime
 from vmloc_ros.runtimes.retrieval import RetrievalRuntime
 from vmloc_ros.runtimes.torch import Runtime, TorchRuntime
 
@@ -17,4 +19,6 @@ def build_runtime(network: nn.Module, normalisation: Normalisation, latent_sampl
         return TorchRuntime(network, normalisation, latent_samples, device)
     if isinstance(network, RetrievalNetwork):
         return RetrievalRuntime(network)
+    if isinstance(network, GenerativeMap):
+        return MapRuntime(network, normalisation, device)
     raise NotImplementedError(type(network).__name__)
