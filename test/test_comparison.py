@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from counting import FRAMES, Counting
+from drawn_poses import two_drives
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import TINY, build, card_of, tiny_config
@@ -191,6 +193,18 @@ def test_missing_equals_never_sent_and_a_mask_is_seen(world: tuple[SampleStore, 
     assert both["depth:2"] == scores["RGB_ONLY"][INTACT]
     for mode, name in (("RGB_DEPTH", "rgb:1"), ("RGB_DEPTH", "depth:1"), ("RGB_ONLY", "rgb:1")):
         assert scores[mode][name]["errors"] != scores[mode][INTACT]["errors"]
+
+
+def test_a_localizer_with_a_memory_is_judged_case_by_case() -> None:
+    asked, frames = Counting(), two_drives(FRAMES)
+    scores = judge(asked, frames).scores()
+    shuffled = judge(Counting(), [*frames[FRAMES:], *frames[:FRAMES]]).scores()  # the order of the recordings
+    for mode, by_corruption in scores.items():
+        for corruption, entry in by_corruption.items():
+            assert entry["errors"]["position_m"]["max"] < 1e-9
+            assert entry["errors"]["n"] == 2 * FRAMES
+            assert shuffled[mode][corruption]["errors"]["position_m"]["max"] < 1e-9
+    assert not asked.seen
 
 
 def test_retrieval_finds_its_own_images(world: tuple[SampleStore, Path]) -> None:

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from counting import Counting
 from drawn_poses import SHARES, SIGMAS, DrawnPoses, two_drives
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,6 +66,20 @@ def test_a_missing_modality_is_counted_in_the_modes_that_need_it() -> None:
     report = evaluate(Offset(), drive(40), MODES, [{Modality.DEPTH: 2}]).report()
     assert report["modes"]["RGB_DEPTH"]["no_pose"] == {"a sensor of this mode is absent": 40}
     assert report["modes"]["RGB_ONLY"]["errors"]["n"] == 40
+
+
+def test_a_localizer_with_a_memory_sees_every_case_in_order() -> None:
+    frames = two_drives(8)
+    asked = Counting()
+    report = evaluate(asked, frames, MODES, [{}, {Modality.RGB: 1}]).report()
+    for condition in report["corruptions"].values():
+        for mode in condition["modes"].values():
+            assert mode["errors"]["n"] == 16
+            assert mode["errors"]["position_m"]["max"] < 1e-9  # it errs where a frame is not the one after the last
+    assert not asked.seen
+    assert len(asked.forks) == 5  # a masked image is nothing new to depth alone
+    for fork in asked.forks:
+        assert [frame.key for frame in fork.seen] == [frame.key for frame, _, _ in frames]
 
 
 def test_nothing_to_evaluate_on() -> None:

@@ -20,6 +20,7 @@ from vmloc_ros.corruption import MISSING, TABLE_4, Levels, condition_name, corru
 from vmloc_ros.errors import ConfigError
 from vmloc_ros.evaluation import SENSORS, Answers, only
 from vmloc_ros.localizer import Localizer, modes_of
+from vmloc_ros.localizers.streams import Streams
 from vmloc_ros.retrieval import Retrieval
 from vmloc_ros.samples import Labelled, SampleStore
 from vmloc_ros.training_config import TrainingConfig
@@ -163,20 +164,21 @@ def judge(localizer: Localizer, frames: Iterable[Labelled], advance: Callable[[]
     """Runs a localizer on labelled frames, in every mode it has and with every corruption of Table 4.
 
     A frame that lacks a sensor of a mode is left out of that mode. Each frame is corrupted at the same place for every
-    model (see `evaluation.corrupted`).
+    model (see `evaluation.corrupted`). A localizer with a memory sees every mode and corruption as a stream of its own.
     """
-    modes = modes_of(localizer.card)
+    modes, streams = modes_of(localizer.card), Streams(localizer)
     answers: dict[Mode, dict[str, Answers]] = {mode: {} for mode in modes}
     latencies_ms: list[float] = []
-    for index, (frame, T_map_camera, _) in enumerate(frames):
+    for index, (frame, T_map_camera, recording) in enumerate(frames):
         advance()
+        streams.enter(recording)
         for mode, name in cases(modes):
             shown = only(frame, mode)
             if shown is None:
                 continue
-            seen = corrupted(shown, CORRUPTIONS[name])
+            seen, asked = corrupted(shown, CORRUPTIONS[name]), streams.of((mode, name))
             started = time.perf_counter()
-            estimate = localizer.localize(seen)
+            estimate = asked.localize(seen)
             if mode is modes[0] and name == INTACT:
                 latencies_ms.append(1e3 * (time.perf_counter() - started))
             answers[mode].setdefault(name, Answers()).add(index, frame.stamp_ns, T_map_camera, estimate)

@@ -19,6 +19,7 @@ from vmloc_ros.corruption import INTACT, Levels, condition_name, corrupted
 from vmloc_ros.errors import ConfigError, DatasetError
 from vmloc_ros.geometry import Array
 from vmloc_ros.localizer import Localizer
+from vmloc_ros.localizers.streams import Streams
 from vmloc_ros.retrieval import Retrieval
 from vmloc_ros.samples import Labelled
 from vmloc_ros.types import Frame, Modality, Mode, NoPose, PoseEstimate
@@ -292,8 +293,10 @@ def evaluate(
 ) -> Evaluation:
     """Runs a localizer on labelled frames, once per mode and condition, in one pass: every frame is made once.
 
+    A localizer with a memory sees every mode and condition as a stream of its own (see `Streams`).
+
     Args:
-        frames: (frame, T_map_camera, recording) as `samples.Labelled`.
+        frames: (frame, T_map_camera, recording) as `samples.Labelled`, those of a recording in order.
         modes: a frame that lacks a mode's sensors is left out of that mode.
         conditions: how the frames are corrupted before.
         retrieval: the baseline, and the training poses.
@@ -315,9 +318,10 @@ def evaluate(
     ]
     nearest_pose = Answers() if retrieval is not None else None
     true: list[TrueFrame] = []
-    worst = _Worst(WORST)
+    worst, streams = _Worst(WORST), Streams(localizer)
     for index, (frame, T_map_camera, recording) in enumerate(frames):
         advance()
+        streams.enter(recording)
         true.append(TrueFrame(recording, frame.stamp_ns, T_map_camera))
         known: dict[Any, tuple[Frame | None, PoseEstimate | NoPose]] = {}
         found: dict[int, NDArray[np.float64]] = {}
@@ -326,7 +330,7 @@ def evaluate(
             for mode, answers in condition.modes.items():
                 case = (mode, *(condition.levels.get(sensor, INTACT) for sensor in SENSORS[mode]))
                 if case not in known:  # of the conditions that show the network the same, one is enough
-                    known[case] = _ask(localizer, only(seen, mode), frame.stamp_ns)
+                    known[case] = _ask(streams.of(case), only(seen, mode), frame.stamp_ns)
                 answers.add(index, frame.stamp_ns, T_map_camera, known[case][1])
             if retrieval is not None and condition.retrieval is not None and seen.rgb is not None:
                 level = condition.levels.get(Modality.RGB, INTACT)
