@@ -35,7 +35,7 @@ def parse_range(text: str) -> tuple[float, float]:
 
 
 class DataConfig(StrictModel):
-    format: Literal["robotcar", "town", "kitti", "sevenscenes", "bag"] = Field(
+    format: Literal["robotcar", "town", "kitti", "sevenscenes", "cambridge", "bag"] = Field(
         "town", description="Layout of the folder given by --data, as its publishers ship it."
     )
     options: dict[str, Any] = Field(
