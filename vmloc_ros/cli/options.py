@@ -22,6 +22,7 @@ class DatasetFormat(StrEnum):
     town = "town"
     kitti = "kitti"
     sevenscenes = "sevenscenes"
+    cambridge = "cambridge"
 
 
 class RecordingFormat(StrEnum):
@@ -31,6 +32,7 @@ class RecordingFormat(StrEnum):
     town = "town"
     kitti = "kitti"
     sevenscenes = "sevenscenes"
+    cambridge = "cambridge"
     bag = "bag"
 
 

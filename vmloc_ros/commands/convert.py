@@ -64,9 +64,10 @@ def run_convert(
     """Converts one recording to a bag: /image, /camera_info, /points or /depth, /odom, /ground_truth, /tf, /tf_static.
 
     Args:
-        format: robotcar, town, kitti or sevenscenes.
+        format: robotcar, town, kitti, sevenscenes or cambridge.
         source: one recording of it, or a folder that holds exactly one.
-        odometry: vo (robotcar, town), oxts or kiss-icp (kitti), rgbd (sevenscenes), or none; None: the first of these.
+        odometry: vo (robotcar, town), oxts or kiss-icp (kitti), rgbd (sevenscenes), or none (these and
+            cambridge, which has no other); None: the first of these.
         start_s, duration_s: what part of the recording.
         compressed: keep images that are files (JPEG, PNG) as they are, under /image/compressed.
         overwrite: replace a bag that is there.

@@ -10,7 +10,7 @@ from typing import Any
 from vmloc_ros.datasets.base import Recording
 from vmloc_ros.errors import DatasetError
 
-FORMATS = ("robotcar", "town", "kitti", "sevenscenes")
+FORMATS = ("robotcar", "town", "kitti", "sevenscenes", "cambridge")
 ROBOTCAR_SPLITS: dict[str, dict[str, tuple[str, ...]]] = {
     "loop": {
         "train": ("2014-06-26-09-24-58", "2014-06-26-08-53-56"),
@@ -30,13 +30,15 @@ def open_recordings(format: str, source: Path, **options: Any) -> list[Recording
 
     `source` is a RobotCar (or town) traversal, a KITTI drive or a 7-Scenes sequence, or a folder that holds several:
     those of KITTI then share the first drive's map; of 7-Scenes `split="train"` or `"test"` takes what the split file
-    names; of RobotCar `split="loop"` or `"full"` takes the papers' traversals, with `part="train"` (the default) or
-    `"test"`, and looks at no other.
+    names, of Cambridge Landmarks (a scene, or one of its folders of images) what is in the list of this name; of
+    RobotCar `split="loop"` or `"full"` takes the papers' traversals, with `part="train"` (the default) or `"test"`, and
+    looks at no other.
 
     Args:
-        options: of the recording's class (`RobotCarRecording`, `KittiRecording`, `SevenScenesRecording`); None means
+        options: of the recording's class (`RobotCarRecording`, `KittiRecording`, `SevenScenesRecording`,
+            `CambridgeRecording`); None means
             its default. `odometry` is understood by all: "vo" (RobotCar), "oxts", "kiss-icp" (KITTI), "rgbd"
-            (7-Scenes), or "none" for the last two.
+            (7-Scenes), or "none" for the last two and Cambridge Landmarks, which has none.
 
     Raises:
         DatasetError: an unknown format or option, no such folder, or nothing usable in it.
@@ -46,6 +48,7 @@ def open_recordings(format: str, source: Path, **options: Any) -> list[Recording
         "town": _open_robotcar,
         "kitti": _open_kitti,
         "sevenscenes": _open_seven_scenes,
+        "cambridge": _open_cambridge,
     }
     if format not in openers:
         raise DatasetError(f"format {format!r} is not one of {', '.join(FORMATS)}")
@@ -160,6 +163,37 @@ def _open_seven_scenes(source: Path, options: dict[str, Any]) -> list[Recording]
         "a 7-Scenes sequence (with frame-000000.color.png and so on)",
     )
     return [SevenScenesRecording(folder, **options) for folder in folders]
+
+
+def _open_cambridge(source: Path, options: dict[str, Any]) -> list[Recording]:
+    from vmloc_ros.datasets.cambridge import CambridgeRecording
+    from vmloc_ros.datasets.cambridge_files import SPLITS, find_scene, list_path, read_list
+
+    options = dict(options)
+    odometry, split = options.pop("odometry", "none"), options.pop("split", None)
+    if odometry != "none":
+        raise DatasetError(f"{source}: Cambridge Landmarks has no odometry ({odometry!r}); odometry is none")
+    if split not in (None, *SPLITS):
+        raise DatasetError(f"split {split!r} is not {' or '.join(SPLITS)}")
+    known = ("focal_px", "start_s", "duration_s")
+    for name in options:
+        if name not in known:
+            raise DatasetError(
+                f"{source}: Cambridge Landmarks has no option {name!r}; it has split, {', '.join(known)}"
+            )
+    scene, folder = find_scene(source)
+    splits = [split] if split else [name for name in SPLITS if list_path(scene, name).is_file()]
+    recordings: list[Recording] = [
+        CambridgeRecording(scene, name, sequence, **options)
+        for name in splits
+        for sequence in sorted(read_list(scene, name))
+        if folder in (".", sequence)
+    ]
+    if not recordings:
+        raise DatasetError(
+            f"{source}: no image of this folder is listed in {' or '.join(f'dataset_{n}.txt' for n in splits)}"
+        )
+    return recordings
 
 
 def _is_sequence(folder: Path) -> bool:
