@@ -17,10 +17,12 @@ from vmloc_ros.checkpoint import ModelCard, fill_network, load_model
 from vmloc_ros.config import ModelConfig
 from vmloc_ros.errors import CheckpointError, ConfigError
 from vmloc_ros.localizers.base import Localizer
+from vmloc_ros.localizers.generative_map import MapLocalizer
 from vmloc_ros.localizers.single_frame import VMLocLocalizer
 from vmloc_ros.neighbour_file import read_neighbours
 from vmloc_ros.networks.build import build_network
 from vmloc_ros.runtimes.build import build_runtime
+from vmloc_ros.runtimes.generative_map import MapRuntime
 from vmloc_ros.types import Modality, Mode
 
 __all__ = ["Localizer", "VMLocLocalizer", "choose_device", "load_localizer", "modes_of", "use_threads"]
@@ -73,6 +75,8 @@ def load_localizer(path: Path, config: ModelConfig) -> Localizer:
         )
     use_threads(config.threads)
     runtime = build_runtime(network, card.normalisation, card.latent_samples, device)
+    if isinstance(runtime, MapRuntime):
+        return MapLocalizer(card, runtime, fallback, read_neighbours(path, card))
     return VMLocLocalizer(card, runtime, fallback, read_neighbours(path, card))
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vmloc_ros.localizers.generative_map import measure_map
+from vmloc_ros.runtimes.generative_map import MapRuntime
 from vmloc_ros.runtimes.torch import Runtime
 from vmloc_ros.samples import SampleStore
 from vmloc_ros.training_config import TrainingConfig
@@ -28,4 +30,7 @@ def card_parts(
         train_samples: what was trained on.
         judged_samples: what the covariances are calibrated on.
     """
-    return {"pose_graph": config.pose_graph}
+    parts: dict[str, Any] = {"pose_graph": config.pose_graph}
+    if isinstance(runtime, MapRuntime):
+        parts["map"] = measure_map(runtime, store, judged_samples)
+    return parts

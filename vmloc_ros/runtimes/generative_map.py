@@ -34,7 +34,7 @@ STEPS = 8
 FIRST_DAMPING, LESS, MORE = 1e-3, 0.3, 10.0
 """Levenberg's share of the diagonal: at first, and times what after a step that helped or did not."""
 
-SPACING_POSITION, SPACING_ROTATION = 0.05, 0.1
+SPACING_POSITION, SPACING_ROTATION = 0.1, 0.2
 """How far from a place, in network units and radians, a search expects to end: this prior keeps directions that the
 picture says nothing of (a car never rises or rolls) where the training camera had them."""
 
@@ -181,6 +181,7 @@ class MapRuntime:
         self.latent_map = LatentMap(network, normalisation)
         self._network = network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self._normalisation = normalisation
+        self.config = network.config
         position_P3, R_P33 = (values.double().cpu().numpy() for values in network.place_poses())
         self._places_P44 = np.tile(np.eye(4), (len(position_P3), 1, 1))
         reference = Rotation.from_quat(normalisation.rotation_reference_xyzw).as_matrix()
@@ -195,7 +196,7 @@ class MapRuntime:
     @property
     def mean_picture_HW3(self) -> NDArray[np.float32]:
         """The mean training picture, values in 0..1: what a map without any knowledge of the pose would show."""
-        config = self._network.config
+        config = self.config
         flat = self._network.mean_picture.cpu().numpy()
         return np.moveaxis(flat.reshape(3, config.picture_height, config.picture_width), 0, -1)
 
@@ -211,7 +212,7 @@ class MapRuntime:
 
     def read(self, rgb_NHW3: NDArray[np.uint8]) -> Reading:
         """The latents of frames. Raises ModelInputError as `infer`."""
-        config = self._network.config
+        config = self.config
         if rgb_NHW3.shape[1:3] != (config.height, config.width):
             raise ModelInputError(f"rgb is {rgb_NHW3.shape[1:3]}, the network takes {config.height}x{config.width}")
         images = normalise_rgb(torch.from_numpy(np.array(rgb_NHW3)).to(self.device), self._normalisation)
@@ -240,6 +241,11 @@ class MapRuntime:
         T_N44, scatter_N66 = found.T_B44[chosen], np.linalg.inv(found.information_B66[chosen])
         T_N44[~finite_N, :3], scatter_N66[~finite_N] = np.nan, np.nan
         return RawPoses(T_N44, scatter_N66, {Modality.RGB.value: np.ones(count)}, reading.mean_ND.astype(np.float32))
+
+    def refined(self, reading: Reading, start_N44: Array) -> tuple[Array, Array]:
+        """Where frames fit best near given poses (N, 4, 4), and their information there (N, 6, 6)."""
+        found = self._refine(start_N44, reading.mean_ND, 1.0 / (reading.variance_ND + POSE_VARIANCE))
+        return found.T_B44, found.information_B66 - self._prior_66
 
     def _refine(self, start_B44: Array, mean_BD: Array, weight_BD: Array) -> _Fit:
         """Gauss-Newton with Levenberg's damping, all candidates at once, under the prior of their places."""
