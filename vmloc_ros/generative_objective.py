@@ -68,10 +68,10 @@ class GenerativeObjective(Learning):
         config, network = self._config, self.network
         present = batch.inputs[Modality.RGB.value]
         own = batch.first + present.rows_N
-        position_B3, log_quat_B3 = self._poses(batch, own, present.rows_N)
         noise_BD = self._noise(batch, own, network.config.latent)
         mean_BD, variance_BD = network.encoder(present.images_NCHW)
-        expected_BD = self._without_autocast(position_B3, log_quat_B3)
+        with torch.autocast(noise_BD.device.type, enabled=False):  # bfloat16 has eight bits for a position
+            expected_BD = network.pose(*self._poses(batch, own, present.rows_N))
         z_BD = mean_BD + variance_BD.sqrt() * noise_BD
         seen_BN = network.pictures(present.images_NCHW).flatten(1)
         latents = [z_BD, expected_BD] if config.view_weight else [z_BD]
@@ -92,20 +92,12 @@ class GenerativeObjective(Learning):
         return torch.randn(batch.size, width, device=batch.position_B3.device)[own]
 
     def _poses(self, batch: Batch, own: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The poses that the pose encoder is shown: the frames', with the configured noise."""
-        config = self._config
-        position_B3, log_quat_B3 = batch.position_B3[rows], batch.log_quat_B3[rows]
-        if config.jitter_position:
-            position_B3 = position_B3 + config.jitter_position * self._noise(batch, own, 3)
-        if config.jitter_rotation:
-            log_quat_B3 = log_quat_B3 + config.jitter_rotation * self._noise(batch, own, 3)
-        return position_B3, log_quat_B3
-
-    def _without_autocast(self, position_B3: Tensor, log_quat_B3: Tensor) -> Tensor:
-        """g(p) in single precision: bfloat16 has eight bits for a position."""
-        with torch.autocast(position_B3.device.type, enabled=False):
-            expected: Tensor = self.network.pose(position_B3, rotation_matrix(log_quat_B3))
-            return expected
+        """The positions and rotations that the pose encoder is shown: the frames', with the configured noise."""
+        position_B3, R_B33 = batch.position_B3[rows], rotation_matrix(batch.log_quat_B3[rows])
+        moves_3, turns_3 = position_B3.new_tensor([self._config.jitter_position, self._config.jitter_rotation])
+        position_B3 = position_B3 + moves_3 * self._noise(batch, own, 3)
+        turn_B33 = rotation_matrix(0.5 * turns_3 * self._noise(batch, own, 3))
+        return position_B3, R_B33 @ turn_B33
 
     def _contrast(self, mean_BD: Tensor, expected_BD: Tensor) -> Tensor:
         """-log of the own pose's share of N(mu; g(p), 1) among it and places drawn at random (B,)."""

@@ -90,13 +90,27 @@ class GenerativeMapObjective(StrictModel):
         "different places move apart (the paper: 0).",
     )
     contrast_places: int = Field(128, ge=1, description="Places drawn anew in every step for that.")
-    jitter_position: float = Field(
-        0.0,
-        ge=0.0,
-        description="Deviation of noise on the poses that the pose encoder is shown in training, in network units: the "
-        "map says nothing of directions in which no camera was ever moved (the paper: 0).",
+    jitter_position: list[float] = Field(
+        default_factory=lambda: [0.0, 0.0, 0.0],
+        min_length=3,
+        max_length=3,
+        description="Deviations of noise on the positions that the pose encoder is shown in training, along the map's "
+        "axes in network units. Where no camera was ever moved (a car never rises) this keeps the map from inventing "
+        "what would be seen there (the paper: 0).",
     )
-    jitter_rotation: float = Field(0.0, ge=0.0, description="Likewise on the log-quaternion.")
+    jitter_rotation: list[float] = Field(
+        default_factory=lambda: [0.0, 0.0, 0.0],
+        min_length=3,
+        max_length=3,
+        description="Likewise of the rotation, in radians about the camera's axes (pitch, yaw, roll).",
+    )
+
+    @field_validator("jitter_position", "jitter_rotation")
+    @classmethod
+    def _deviations(cls, value: list[float]) -> list[float]:
+        if min(value) < 0.0:
+            raise ValueError("deviations cannot be negative")
+        return value
 
 
 class MapCard(StrictModel):
