@@ -27,7 +27,7 @@ LAYERS = {
     "frame_source frame_queue assembly outputs diary pose_keeper pipeline "
     "bags bag_messages bag_writer bag_recording recordings sample_pieces piece_workers division preparation "
     "progress evaluation run_log run_outputs report retrieval comparison comparison_tables "
-    "plots plots_evaluation plots_reliability plots_worst plots_comparison",
+    "plots plots_evaluation plots_reliability plots_worst plots_comparison plots_tracking",
     4: "commands cli ros",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

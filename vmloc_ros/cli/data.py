@@ -1,4 +1,4 @@
-"""Commands that make data and models: town, convert, train, evaluate."""
+"""Commands that make data and models, and measure these: town, convert, train, evaluate, track, compare, ..."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from vmloc_ros.cli.options import (
     Grey,
     Json,
     OfficialData,
+    PreviousPose,
     RecordingFormat,
+    TrackOdometry,
     parsed_options,
     say_wrote,
 )
@@ -154,6 +156,67 @@ def evaluate(
     names, layout = recording or (), format.value
     run_evaluate(
         model, source, layout, chosen, corrupt or (), json, names, options, device, out, seed, allow_missing, config
+    )
+
+
+def track(
+    model: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="The dataset's folder as its publishers ship it, or a bag.")
+    ],
+    format: Annotated[RecordingFormat, typer.Option(help="Whose layout SRC has.")],
+    recording: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
+    blocks: Annotated[
+        str, typer.Option(help="Only these: frames (7-Scenes) or seconds, such as 600-649 or 0-10,30-40.")
+    ] = "",
+    odometry: Annotated[TrackOdometry, typer.Option(help="What drives the filter.")] = TrackOdometry.recording,
+    previous_pose: Annotated[
+        PreviousPose, typer.Option(help="What a network that takes the previous pose is given.")
+    ] = PreviousPose.filter,
+    deviation_m: Annotated[
+        float, typer.Option(help="Start the filter so far from the true pose along each axis.")
+    ] = 0.0,
+    deviation_entries: Annotated[
+        float, typer.Option(help="The same in all six entries of the state: metres and log-quaternion.")
+    ] = 0.0,
+    modalities: Annotated[str, typer.Option(help="Sensors that are there: rgb, depth or rgb,depth.")] = "",
+    observations: Annotated[
+        bool, typer.Option("--observations/--no-observations", help="Fuse what a map observes, or its poses.")
+    ] = True,
+    lidar: Annotated[str | None, typer.Option(help="RobotCar: as for convert; by default the training's.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the reader, as in the recipe's data.options.")
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the prepared frames here, for the next time.")
+    ] = None,
+    config: Config = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:n.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder for report, trajectories and figure.")] = None,
+    json: Json = None,
+) -> None:
+    """Follow a drive: network alone, with the filter, and the odometry alone, side by side.
+
+    Example: vmloc track models/town out/town --format town --recording traversal_09 --deviation-m 1
+    """
+    from vmloc_ros.commands.track import run_track
+
+    options = parsed_options(option or ()) | ({"lidar": lidar} if lidar is not None else {})
+    run_track(
+        *(model, source, format.value, recording or ()),
+        blocks=[text.strip() for text in blocks.split(",") if text.strip()],
+        odometry=odometry.value,
+        previous_pose=previous_pose.value,
+        deviation_m=deviation_m,
+        deviation_entries=deviation_entries,
+        modalities=[name.strip() for name in modalities.split(",") if name.strip()],
+        observations=observations,
+        options=options,
+        config=config,
+        samples=samples,
+        device=device,
+        json=json,
+        out=out,
     )
 
 

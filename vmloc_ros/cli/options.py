@@ -66,6 +66,22 @@ class Grey(StrEnum):
     white = "white"
 
 
+class TrackOdometry(StrEnum):
+    """What drives the filter that a model is followed with."""
+
+    recording = "recording"
+    network = "network"
+    none = "none"
+
+
+class PreviousPose(StrEnum):
+    """What a network that takes the previous pose is given."""
+
+    filter = "filter"
+    own = "own"
+    none = "none"
+
+
 def say_wrote(path: Path | None, content: Mapping[str, Any]) -> None:
     """Writes JSON where a path is given, and says so."""
     if path is not None:
