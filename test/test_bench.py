@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from vmloc_ros.commands import bench, bench_training
+from vmloc_ros.commands.bench_latent import latent_code
 from vmloc_ros.errors import CheckpointError
 from vmloc_ros.filter import checked_pose
 from vmloc_ros.types import Verdict
@@ -46,6 +47,21 @@ def test_late_poses_are_a_second_late_and_really_fused() -> None:
     assert counters["verdict.fused"] == 40
 
 
+def test_latent_codes_are_really_fused_and_tell_what_the_textbook_says() -> None:
+    drive = bench._Drive()
+    for _ in range(20):
+        drive.advance()
+        result = drive.measure_latent()
+        assert result.verdict is Verdict.FUSED
+        assert "by its pose" not in result.reason
+    rng, P = np.random.default_rng(0), np.diag(bench.LATE_DEVIATIONS**2)
+    code = latent_code(bench.LATE_DEVIATIONS, rng).seen(np.eye(4), rng)
+    known = code.at(np.eye(4))
+    shift, P_new = code.textbook_update(P)
+    np.testing.assert_allclose(np.linalg.inv(P_new), np.linalg.inv(P) + known.information_66, rtol=1e-6, atol=1e-2)
+    np.testing.assert_allclose(shift, P_new @ known.gradient_6, atol=1e-9)
+
+
 def test_the_odometry_that_is_timed_is_as_messages_give_it() -> None:
     """The filter takes the poses as they are: bringing stray rotations back would be timed as well."""
     drive = bench._Drive()
@@ -73,6 +89,7 @@ def test_the_whole_benchmark_with_the_packaged_model(tmp_path: Path, project_roo
     assert [(row.name, row.limit_ms) for row in rows if row.limit_ms is not None] == [
         ("an odometry sample", 0.04),
         ("a pose 1 s late, 100 samples again", 2.5),
+        ("latent update, 256 dimensions", 2.0),
     ]
 
 

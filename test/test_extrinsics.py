@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from latent_world import FourierMap
 
 from vmloc_ros.errors import ConfigError, TransformError
-from vmloc_ros.extrinsics import Extrinsics, pose_from_list
+from vmloc_ros.extrinsics import Extrinsics, measured_base, pose_from_list
 from vmloc_ros.geometry import exp_se3, inverse
-from vmloc_ros.types import StaticTransform
+from vmloc_ros.types import Mode, PoseEstimate, StaticTransform
 
 
 def mounted() -> tuple[Extrinsics, dict[str, np.ndarray]]:
@@ -60,3 +63,33 @@ def test_parameters_are_checked_by_name() -> None:
         pose_from_list([1.0, 2.0], "extrinsics.base_to_lidar")
     with pytest.raises(ConfigError, match="quaternion"):
         pose_from_list([0.0] * 7, "extrinsics.base_to_lidar")
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_an_observation_of_the_camera_becomes_one_of_the_base(seed: int) -> None:
+    """Gradient and information against differences of the cost and of what is expected, by the base's perturbation."""
+    rng = np.random.default_rng(seed)
+    T_base_camera, T_map_base = exp_se3(rng.normal(size=6)), exp_se3(rng.normal(size=6))
+    world = FourierMap(16, seed % 7)
+    seen = world.seen(T_map_base @ T_base_camera, 0.5, rng)
+    estimate = PoseEstimate(1, T_map_base @ T_base_camera, np.eye(6), {}, Mode.RGB_ONLY, observation=seen)
+    measured = measured_base(estimate, T_base_camera, "map")
+    assert measured.observation is not None
+    T = T_map_base @ exp_se3(0.1 * rng.normal(size=6))
+    known = measured.observation.at(T)
+    J, slope = np.empty((16, 6)), np.empty(6)
+    for k in range(6):
+        d = np.zeros(6)
+        d[k] = 1e-6
+        above, below = T @ exp_se3(d), T @ exp_se3(-d)
+        J[:, k] = (world.expected(above @ T_base_camera) - world.expected(below @ T_base_camera)) / 2e-6
+        slope[k] = (measured.observation.at(above).cost - measured.observation.at(below).cost) / 2e-6
+    np.testing.assert_allclose(-2.0 * known.gradient_6, slope, rtol=1e-5, atol=1e-5 * np.abs(slope).max())
+    np.testing.assert_allclose(known.information_66, J.T @ J / 0.25, atol=1e-6 * known.information_66.max())
+    assert known.dof == 16
+    assert known.cost == seen.at(T @ T_base_camera).cost
+
+
+def test_without_an_observation_there_is_none() -> None:
+    estimate = PoseEstimate(1, np.eye(4), np.eye(6), {}, Mode.RGB_ONLY)
+    assert measured_base(estimate, exp_se3(np.arange(6.0)), "map").observation is None

@@ -48,7 +48,10 @@ SILENT = 1e-8
 """Information relative to the prior's: a direction with less says nothing, and gets so little."""
 SILENT_OF_LARGEST = 1e-9
 """The same relative to the best known direction: rounding."""
+NEGATIVE = -1e-5
+"""So much below zero may be the rounding of single precision (of an information whose diagonal is 1)."""
 REMEMBERED = 32
+"""Poses whose answers are kept for each observation."""
 
 
 def checked_information(information: Information) -> Information:
@@ -71,8 +74,9 @@ def checked_information(information: Information) -> Information:
     limits = np.sqrt(np.outer(largest, largest)) + 1e-9 * largest.max()
     if (np.abs(matrix - matrix.T) > 1e-6 * limits).any():
         raise GeometryError("observation: information is not symmetric")
-    if (np.abs(matrix) > 1.000001 * limits).any():
-        raise GeometryError("observation: information is not positive")
+    scale = 1.0 / np.sqrt(np.where(largest > 0.0, largest, 1.0))
+    if float(np.linalg.eigvalsh(matrix * np.outer(scale, scale))[0]) < NEGATIVE:
+        raise GeometryError("observation: information is negative in some direction")
     if cost < 0.0 or information.dof < 1:
         raise GeometryError(f"observation: cost {cost:g} is negative or nothing was observed (dof {information.dof})")
     return Information(gradient, 0.5 * (matrix + matrix.T), cost, int(information.dof))
@@ -226,8 +230,8 @@ def compress(
         planar: use forward, left and yaw alone.
 
     Returns:
-        None where the observation is of no use near the state: no convergence, or a fit that is worse by more than
-        `gate` than the one at the pose that came with it.
+        None where the observation is of no use near the state: no convergence, nothing that it says there, or a fit
+        that is worse by more than `gate` than the one at the pose that came with it.
 
     Raises:
         GeometryError: the observation's answer cannot be used.
@@ -254,12 +258,15 @@ def _as_pose(posterior: _Posterior, point: _Point, best_cost: float, inflation: 
     """The measured pose with the observation's gradient and information at a working point.
 
     In units of the prior's deviations there (`P_X = C C'`) directions with next to no information are told from the
-    others; they get no innovation, and a variance of 1e8 of the prior's.
+    others; they get no innovation, and a variance of 1e8 of the prior's. None where there are no others, or where the
+    measured pose would be turned too far.
     """
     C = np.linalg.cholesky(point.P_X)
     ratios, V = np.linalg.eigh(C.T @ point.matrix @ C / inflation)
     axes = C @ V
     known = ratios > max(SILENT, SILENT_OF_LARGEST * float(ratios[-1]))
+    if not known.any():
+        return None
     inverses = np.full(len(ratios), min(1.0 / SILENT, MAX_VARIANCE / float(point.P_X.diagonal().max())))
     inverses[known] = 1.0 / ratios[known]
     u = axes @ (np.where(known, inverses, 0.0) * (axes.T @ point.gradient)) / inflation

@@ -241,7 +241,7 @@ class Replay:
             if near is None:
                 note = AS_POSE
             else:
-                Z, R, dof, excess = near.T_map_base, near.cov_66, max(near.rank, 1), near.excess
+                Z, R, dof, excess = near.T_map_base, near.cov_66, near.rank, near.excess
         innovation = innovate(T, P, Z, R, config.planar)
         if excess > 0.0:
             innovation = replace(innovation, nis=innovation.nis + excess)

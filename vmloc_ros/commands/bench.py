@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vmloc_ros import files
+from vmloc_ros.commands.bench_latent import LATENT, latent_code
 from vmloc_ros.commands.bench_projection import bench_projection
 from vmloc_ros.commands.demo import packaged_model
 from vmloc_ros.config import FilterConfig, FrameNames, LocalizerConfig
@@ -49,7 +50,7 @@ TURN_SAMPLES = 100
 """Odometry samples that are timed at once."""
 LATE_SAMPLES, BETWEEN_POSES = 100, 20
 """How many odometry samples have come since a late pose was measured, and come between two such poses."""
-ODOMETRY_LIMIT_MS, LATE_LIMIT_MS = 0.04, 2.5
+ODOMETRY_LIMIT_MS, LATE_LIMIT_MS, LATENT_LIMIT_MS = 0.04, 2.5, 2.0
 LATE_DEVIATIONS = np.array([0.1] * 3 + [0.01] * 3)
 T_BASE_CAMERA = make_pose([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], [0.5, 0.0, 1.5])
 
@@ -211,7 +212,23 @@ def filter_rows(share: float) -> list[Row]:
     return [
         replace(odometry, ms=ms, reference_ms=reference_ms, limit_ms=ODOMETRY_LIMIT_MS),
         replace(pose, limit_ms=LATE_LIMIT_MS),
+        latent_row(repeats),
     ]
+
+
+def latent_row(repeats: int) -> Row:
+    """A measurement that is a latent code, with all that the filter does about it, beside the paper's eqs. 6-8."""
+    drive = _Drive()
+    row = timed(
+        "filter",
+        f"latent update, {LATENT} dimensions",
+        drive.measure_latent,
+        f"the same in latent space, with a {LATENT}x{LATENT} inverse",
+        drive.textbook_update,
+        repeats,
+        before=drive.advance,
+    )
+    return replace(row, limit_ms=LATENT_LIMIT_MS)
 
 
 class _Drive:
@@ -223,6 +240,7 @@ class _Drive:
         self._poses: deque[tuple[int, Array]] = deque(maxlen=LATE_SAMPLES + 1)
         self._stamp_ns, self._pose = 1_000_000_000, np.eye(4)
         self._prepared: list[OdometrySample] = []
+        self._code = latent_code(LATE_DEVIATIONS, self._rng)
         self.fusion = Fusion(FilterConfig(), FrameNames())
         self.advance(2 * LATE_SAMPLES)
         for _ in range(20):  # three that agree start the filter
@@ -253,6 +271,18 @@ class _Drive:
         stamp_ns, pose = self._poses[0]
         noise = exp_se3(self._rng.normal(0.0, LATE_DEVIATIONS))
         return self.fusion.add_measurement(PoseMeasurement(stamp_ns, pose @ noise, np.diag(LATE_DEVIATIONS**2)))
+
+    def measure_latent(self) -> MeasurementResult:
+        """A latent code of the newest sample's pose."""
+        seen = self._code.seen(self._pose, self._rng)
+        offered = PoseMeasurement(self._stamp_ns, self._pose, np.diag(LATE_DEVIATIONS**2), "map", observation=seen)
+        return self.fusion.add_measurement(offered)
+
+    def textbook_update(self) -> None:
+        """The same with nothing but the textbook's formulas."""
+        state = self.fusion.state()
+        assert state is not None
+        self._code.textbook_update(state.cov_66)
 
 
 class _PlainPrediction:
