@@ -19,10 +19,12 @@ from vmloc_ros.errors import CheckpointError, ConfigError
 from vmloc_ros.localizers.base import Localizer
 from vmloc_ros.localizers.generative_map import MapLocalizer
 from vmloc_ros.localizers.single_frame import VMLocLocalizer
+from vmloc_ros.localizers.vlocnet import VLocNetLocalizer
 from vmloc_ros.neighbour_file import read_neighbours
 from vmloc_ros.networks.build import build_network
 from vmloc_ros.runtimes.build import build_runtime
 from vmloc_ros.runtimes.generative_map import MapRuntime
+from vmloc_ros.runtimes.vlocnet import VLocNetRuntime
 from vmloc_ros.types import Modality, Mode
 
 __all__ = ["Localizer", "VMLocLocalizer", "choose_device", "load_localizer", "modes_of", "use_threads"]
@@ -61,10 +63,15 @@ def load_localizer(path: Path, config: ModelConfig) -> Localizer:
 
     Raises:
         CheckpointError: the folder or one of its files is missing, malformed or of another training.
-        ConfigError: an unknown device.
+        ConfigError: an unknown device, or something the model cannot do (an odometry of its own).
     """
     device, fallback = choose_device(config.device)
     card, tensors = load_model(path)
+    if config.odometry == "network" and card.motion is None:
+        raise ConfigError(
+            f"model.odometry is network, but {path} ({card.network.architecture}) tells no motion between frames: set "
+            "it to topic, or take a model with an odometry of its own (VLocNet)"
+        )
     network = build_network(card.network)
     fill_network(network, tensors, path)
     missing = [mode for mode in modes_of(card) if mode not in card.calibration]
@@ -77,6 +84,8 @@ def load_localizer(path: Path, config: ModelConfig) -> Localizer:
     runtime = build_runtime(network, card.normalisation, card.latent_samples, device)
     if isinstance(runtime, MapRuntime):
         return MapLocalizer(card, runtime, fallback, read_neighbours(path, card))
+    if isinstance(runtime, VLocNetRuntime):
+        return VLocNetLocalizer(card, runtime, config.previous_pose, fallback, read_neighbours(path, card))
     return VMLocLocalizer(card, runtime, fallback, read_neighbours(path, card))
 
 

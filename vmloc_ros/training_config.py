@@ -12,7 +12,7 @@ from vmloc_ros.config import LocalizerConfig, StrictModel, parse, read_yaml
 from vmloc_ros.losses import Distance, EncoderGradient
 from vmloc_ros.networks.config import AnyNetwork, NetworkConfig
 from vmloc_ros.networks.generative_map_config import GenerativeMapObjective
-from vmloc_ros.networks.vlocnet_config import VLocNetObjective
+from vmloc_ros.networks.vlocnet_config import VLocNetConfig, VLocNetObjective
 from vmloc_ros.pose_graph_config import PoseGraphConfig
 
 FRAME_NUMBERS_FORMAT = "sevenscenes"
@@ -335,9 +335,25 @@ class TrainingConfig(StrictModel):
             raise ValueError("network.modalities has rgb, but localizer.input.use_image is false")
         if self.objective.relative.weight > 0.0 and not isinstance(self.network, NetworkConfig):
             raise ValueError(f"objective.relative is for architecture vmloc, not {self.network.architecture}")
+        if isinstance(self.network, VLocNetConfig):
+            self._check_vlocnet(self.network)
         if self.trunk_weights != "none" and getattr(self.network, "trunk", "small") == "small":
             raise ValueError(f"trunk_weights is {self.trunk_weights}, but network.trunk small has none; take a resnet")
         return self
+
+    def _check_vlocnet(self, network: VLocNetConfig) -> None:
+        """Raises ValueError where VLocNet could not learn, or not start."""
+        own = self.objective.vlocnet
+        if self.objective.clip.frames != 2:
+            raise ValueError(
+                f"network.architecture vlocnet learns from pairs of frames: objective.clip.frames must be 2, it is "
+                f"{self.objective.clip.frames}"
+            )
+        if network.previous_pose and own.previous_absent == 0.0 and own.earlier_weight == 0.0:
+            raise ValueError(
+                "with objective.vlocnet.previous_absent 0 and earlier_weight 0 the network never sees a frame without "
+                "a previous pose, and could not start: raise one of them, or set network.previous_pose to false"
+            )
 
 
 def load_training_config(path: Path) -> TrainingConfig:

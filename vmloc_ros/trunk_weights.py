@@ -11,8 +11,9 @@ from torchvision import models
 from vmloc_ros.checkpoint import read_tensors
 from vmloc_ros.errors import CheckpointError, TrainingError
 from vmloc_ros.networks.build import build_network
-from vmloc_ros.networks.config import AnyNetwork
-from vmloc_ros.networks.encoders import Encoder
+from vmloc_ros.networks.config import AnyNetwork, NetworkConfig
+from vmloc_ros.networks.encoders import Encoder, build_trunk
+from vmloc_ros.networks.vlocnet import VLocNet
 from vmloc_ros.networks.vmloc import VMLoc
 
 NONE, IMAGENET = "none", "imagenet"
@@ -30,7 +31,7 @@ HEAD = "fc."
 
 
 def load_trunk_weights(network: nn.Module, source: str) -> None:
-    """Fills the trunks of all encoders; their heads stay as they are.
+    """Fills the trunks of all encoders (of VLocNet those of all streams); their heads stay as they are.
 
     The depth encoder takes the same weights. Where its input has not three channels, every channel of its first
     convolution gets the mean of the three colour kernels, times 3 / channels: channels that are all equal are answered
@@ -47,9 +48,12 @@ def load_trunk_weights(network: nn.Module, source: str) -> None:
     """
     if source == NONE:
         return
-    assert isinstance(network, VMLoc)
+    assert isinstance(network, VMLoc | VLocNet)
     tensors = _published(network.config.trunk) if source == IMAGENET else read_tensors(Path(source).expanduser())[0]
     trunk = trunk_names(tensors)
+    if isinstance(network, VLocNet):
+        _fill_streams(network, trunk, source)
+        return
     for encoder in network.encoders.values():
         assert isinstance(encoder, Encoder)
         _fill(encoder, trunk, source)
@@ -72,11 +76,39 @@ def trunk_names(resnet: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fill(encoder: Encoder, tensors: dict[str, Tensor], source: str) -> None:
-    """Loads one trunk, every name and shape exactly."""
+    """Loads one trunk."""
     expected = encoder.trunk.state_dict()
     given = dict(tensors)
     if FIRST in given and given[FIRST].ndim == 4 and given[FIRST].shape[1] == 3 != expected[FIRST].shape[1]:
         given[FIRST] = first_kernel(given[FIRST], expected[FIRST].shape[1])
+    encoder.trunk.load_state_dict(fitting(given, expected, source))
+
+
+def _fill_streams(network: VLocNet, tensors: dict[str, Tensor], source: str) -> None:
+    """Loads the same trunk into the global stream and into the odometry's.
+
+    The first unit after a fusion takes more channels than a ResNet's: the weights go to its first channels, and those
+    of the previous pose's map, or of the second picture, keep their random ones.
+    """
+    config = network.config
+    plain = build_trunk(NetworkConfig(trunk=config.trunk), 3)[0].state_dict()
+    checked = fitting(tensors, plain, source)
+    streams: list[tuple[int, nn.Module]] = list(enumerate([*network.stages, network.last]))
+    if config.odometry:
+        streams += enumerate(network.now, start=config.shared_stages)
+        streams += enumerate(network.before)
+        streams += enumerate(network.pair, start=config.joined_after)
+    for number, stage in streams:
+        prefix = f"{number + 3}." if number else ""  # of layer1 to layer4; the first stage's parts have their own names
+        for name, tensor in stage.state_dict().items():
+            loaded = checked[prefix + name]
+            own = tensor[:, : loaded.shape[1]] if tensor.ndim == 4 else tensor
+            own.copy_(loaded)
+
+
+def fitting(given: dict[str, Tensor], expected: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Weights of a trunk, every name and shape exactly. Raises CheckpointError."""
+    given = dict(given)
     for name, tensor in expected.items():
         there = given.get(name)
         if there is None and name.endswith("num_batches_tracked"):
@@ -92,7 +124,7 @@ def _fill(encoder: Encoder, tensors: dict[str, Tensor], source: str) -> None:
         raise CheckpointError(
             f"{source}: not the weights of network.trunk: {_published_name(superfluous[0])!r} has no place there"
         )
-    encoder.trunk.load_state_dict(given)
+    return given
 
 
 def first_kernel(colour_O3HW: Tensor, channels: int) -> Tensor:

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from vmloc_ros.localizers.generative_map import measure_map
 from vmloc_ros.runtimes.generative_map import MapRuntime
 from vmloc_ros.runtimes.torch import Runtime
+from vmloc_ros.runtimes.vlocnet import VLocNetRuntime
 from vmloc_ros.samples import SampleStore
 from vmloc_ros.training_config import TrainingConfig
+from vmloc_ros.validation import motion_card, validate_motions
 
 
 def card_parts(
@@ -33,4 +35,7 @@ def card_parts(
     parts: dict[str, Any] = {"pose_graph": config.pose_graph}
     if isinstance(runtime, MapRuntime):
         parts["map"] = measure_map(runtime, store, judged_samples)
+    if isinstance(runtime, VLocNetRuntime) and runtime.has_odometry:
+        motions = validate_motions(runtime, config.network, store, judged_samples)
+        parts["motion"] = motion_card(motions, runtime.max_gap_s)
     return parts

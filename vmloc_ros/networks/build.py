@@ -9,6 +9,8 @@ from vmloc_ros.networks.generative_map import GenerativeMap
 from vmloc_ros.networks.generative_map_config import GenerativeMapConfig
 from vmloc_ros.networks.retrieval import RetrievalNetwork
 from vmloc_ros.networks.retrieval_config import RetrievalConfig
+from vmloc_ros.networks.vlocnet import VLocNet
+from vmloc_ros.networks.vlocnet_config import VLocNetConfig
 from vmloc_ros.networks.vmloc import VMLoc
 
 
@@ -20,4 +22,6 @@ def build_network(config: AnyNetwork) -> nn.Module:
         return RetrievalNetwork(config)
     if isinstance(config, GenerativeMapConfig):
         return GenerativeMap(config)
+    if isinstance(config, VLocNetConfig):
+        return VLocNet(config)
     raise NotImplementedError(config.architecture)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,15 @@ from torchvision import models
 
 from vmloc_ros.networks.config import NetworkConfig
 
+ActivationName = Literal["relu", "elu"]
+
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; the first may halve the image."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, activation: ActivationName = "relu") -> None:
         super().__init__()
+        self.activation = functional.elu if activation == "elu" else functional.relu
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
@@ -27,8 +31,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H / stride, W / stride)."""
-        inner = functional.relu(self.norm1(self.conv1(x_NCHW)))
-        return functional.relu(self.norm2(self.conv2(inner)) + self.shortcut(x_NCHW))
+        inner = self.activation(self.norm1(self.conv1(x_NCHW)))
+        return self.activation(self.norm2(self.conv2(inner)) + self.shortcut(x_NCHW))
 
 
 def build_trunk(config: NetworkConfig, inputs: int) -> tuple[nn.Module, int]:

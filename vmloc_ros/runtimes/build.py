@@ -7,10 +7,12 @@ from torch import nn
 from vmloc_ros.networks.config import Normalisation
 from vmloc_ros.networks.generative_map import GenerativeMap
 from vmloc_ros.networks.retrieval import RetrievalNetwork
+from vmloc_ros.networks.vlocnet import VLocNet
 from vmloc_ros.networks.vmloc import VMLoc
 from vmloc_ros.runtimes.generative_map import MapRuntime
 from vmloc_ros.runtimes.retrieval import RetrievalRuntime
 from vmloc_ros.runtimes.torch import Runtime, TorchRuntime
+from vmloc_ros.runtimes.vlocnet import VLocNetRuntime
 
 
 def build_runtime(network: nn.Module, normalisation: Normalisation, latent_samples: int, device: str) -> Runtime:
@@ -21,4 +23,6 @@ def build_runtime(network: nn.Module, normalisation: Normalisation, latent_sampl
         return RetrievalRuntime(network)
     if isinstance(network, GenerativeMap):
         return MapRuntime(network, normalisation, device)
+    if isinstance(network, VLocNet):
+        return VLocNetRuntime(network, normalisation, device)
     raise NotImplementedError(type(network).__name__)
