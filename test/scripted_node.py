@@ -2,6 +2,7 @@
 
 The model's path says how the network behaves: `scripted`; `slow` (takes 0.3 s per frame); `failing` (raises once);
 `missing` (cannot be loaded); `silent` (never has an answer); `silent_other` (the same, of another training);
+`moving` (also tells motions, and has a map that can be looked at);
 `FOLDER/faulty` (goes wrong as `FOLDER` says, see `faulty_world`).
 """
 
@@ -14,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from faulty_world import FaultyLocalizer
-from worlds import ScriptedCard, ScriptedLocalizer
+from worlds import MovingLocalizer, ScriptedCard, ScriptedLocalizer
 
 from vmloc_ros.config import ModelConfig, ProjectionConfig
-from vmloc_ros.errors import CheckpointError, VmlocError
+from vmloc_ros.errors import CheckpointError, ConfigError, VmlocError
 from vmloc_ros.ros.node import run_node
 from vmloc_ros.types import CameraPrior, Frame, NoPose, PoseEstimate
 
@@ -64,9 +65,12 @@ def load(path: Path, config: ModelConfig) -> Localizer:
         "failing": FailingLocalizer,
         "silent": SilentLocalizer,
         "silent_other": OtherSilentLocalizer,
+        "moving": MovingLocalizer,
     }
     if path.name not in kinds:
         raise CheckpointError(f"{path}/model.safetensors: is missing")
+    if config.odometry == "network" and path.name != "moving":
+        raise ConfigError(f"model.odometry is network, but {path} has no odometry of its own (no motion in its card)")
     fallback = "cuda:0 was asked for, but there is none: running on the CPU" if config.device == "cuda:0" else ""
     return kinds[path.name](fallback=fallback)  # type: ignore[return-value]
 

@@ -70,10 +70,10 @@ def test_the_twist_takes_the_base_along_the_motion_and_carries_its_covariance() 
 
 
 def test_the_covariances_are_those_of_noisy_drives() -> None:
-    """Of the whole way, and of its last increment: 1500 drives of 12 noisy motions against what the chain says."""
+    """Of the whole way, and of its last increment: 1000 drives of 12 noisy motions against what the chain says."""
     frames = list(range(13))
     ends, steps, said = [], [], None
-    for seed in range(1500):
+    for seed in range(1000):
         poses = fed(chain(), motions_of(frames, seed))
         ends.append(log_se3(inverse(driven(0, 12)) @ poses[-1].sample.T_odom_base))
         step = inverse(poses[-2].sample.T_odom_base) @ poses[-1].sample.T_odom_base
@@ -83,8 +83,8 @@ def test_the_covariances_are_those_of_noisy_drives() -> None:
     assert said.sample.twist_cov_66 is not None
     for errors, cov_66 in ((ends, said.cov_66), (steps, said.sample.twist_cov_66 * 0.1)):
         whitened = np.linalg.solve(np.linalg.cholesky(cov_66), np.array(errors).T)
-        # a sample covariance of 1500 draws: every entry within 5 of its deviations, sqrt(2 / 1500) on the diagonal
-        np.testing.assert_allclose(np.cov(whitened), np.eye(6), atol=0.18)
+        # a sample covariance of 1000 draws: every entry within 5 of its deviations, sqrt(2 / 1000) on the diagonal
+        np.testing.assert_allclose(np.cov(whitened), np.eye(6), atol=0.22)
 
 
 def test_the_covariance_of_the_way_only_grows() -> None:

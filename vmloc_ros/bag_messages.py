@@ -189,7 +189,8 @@ class MessageBuilder:
             intensities=np.empty(0, dtype=np.float32),
         )
 
-    def odometry(self, payload: OdometrySample) -> Message:
+    def odometry(self, payload: OdometrySample, cov_66: Array | None = None) -> Message:
+        """`cov_66` is of `T_odom_base` (right perturbation, body axes); None: zeros."""
         twist_6 = np.zeros(6) if payload.twist_6 is None else payload.twist_6
         covariance = np.zeros(36) if payload.twist_cov_66 is None else payload.twist_cov_66.ravel()
         if payload.twist_6 is None:
@@ -201,7 +202,7 @@ class MessageBuilder:
             name,
             header=self.header(payload.stamp_ns, payload.frame_id),
             child_frame_id=payload.child_frame_id,
-            pose=self.pose_with_covariance(payload.T_odom_base, None),
+            pose=self.pose_with_covariance(payload.T_odom_base, cov_66),
             twist=self.make("geometry_msgs/msg/TwistWithCovariance", twist=twist, covariance=covariance),
         )
 

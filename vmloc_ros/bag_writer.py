@@ -33,7 +33,7 @@ from vmloc_ros.config import TopicNames
 from vmloc_ros.errors import BagError
 from vmloc_ros.files import whole_folder
 from vmloc_ros.geometry import Array
-from vmloc_ros.types import EncodedImage, Event, EventKind, StaticTransform, Status
+from vmloc_ros.types import EncodedImage, Event, EventKind, OdometrySample, StaticTransform, Status
 
 QUEUE = 100
 CARD = "vmloc_card"
@@ -224,6 +224,10 @@ class BagWriter:
         """geometry_msgs/PoseWithCovarianceStamped; `cov_66` of the right perturbation, turned to the wire's axes."""
         message = self._build.pose_stamped(stamp_ns, frame_id, T, cov_66)
         self.write_message(topic, message, stamp_ns if log_ns is None else log_ns)
+
+    def write_odometry(self, topic: str, sample: OdometrySample, cov_66: Array) -> None:
+        """nav_msgs/Odometry; `cov_66` of the right perturbation of `T_odom_base`, turned to the wire's axes."""
+        self.write_message(topic, self._build.odometry(sample, cov_66), sample.stamp_ns)
 
     def write_path(self, topic: str, stamp_ns: int, frame_id: str, poses: Iterable[tuple[int, Array]]) -> None:
         """nav_msgs/Path of (stamp, pose)."""

@@ -41,7 +41,7 @@ class RunLog:
     Attributes:
         statuses: the diary, in the order in which it was written.
         live: `T_map_base` at every accepted odometry sample, as published then.
-        odometry: `T_odom_base`; None where the input had none.
+        odometry: `T_odom_base`, of the network where it was the filter's; None where there was none.
         truth: `T_map_base`; None where the input had none.
         start_ns: the stamp that the outages' seconds count from.
         outages: when which modality was missing.
@@ -104,7 +104,12 @@ def trajectory_of(poses: Iterable[tuple[int, Array]]) -> Trajectory:
 class RunCollector:
     """Gathers a `RunLog` while a run goes on: give it every event that goes in and everything that comes out."""
 
-    def __init__(self) -> None:
+    def __init__(self, odometry_by_network: bool = False) -> None:
+        """
+        Args:
+            odometry_by_network: the run's odometry was the network's own (`add_vo`): that of the events is left out.
+        """
+        self._by_network = odometry_by_network
         self._statuses: list[Status] = []
         self._live: list[FusedState] = []
         self._odometry: list[tuple[int, Array]] = []
@@ -119,6 +124,8 @@ class RunCollector:
             self._start_ns = event.stamp_ns if self._start_ns is None else min(self._start_ns, event.stamp_ns)
         if event.kind in (EventKind.ODOMETRY, EventKind.TRUTH) and isinstance(event.payload, OdometrySample):
             kept = self._odometry if event.kind is EventKind.ODOMETRY else self._truth
+            if event.kind is EventKind.ODOMETRY and self._by_network:
+                return
             if np.isfinite(event.payload.T_odom_base).all():
                 kept.append((event.stamp_ns, event.payload.T_odom_base))
 
@@ -126,6 +133,11 @@ class RunCollector:
         """Appends what the pipeline or the node put out."""
         self._statuses += statuses
         self._live += live
+
+    def add_vo(self, samples: Iterable[OdometrySample]) -> None:
+        """Appends the network's own odometry; kept where it was the run's."""
+        if self._by_network:
+            self._odometry += [(sample.stamp_ns, sample.T_odom_base) for sample in samples]
 
     def finish(
         self,

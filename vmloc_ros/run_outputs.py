@@ -12,9 +12,19 @@ from vmloc_ros.bag_messages import STATUS_TYPE
 from vmloc_ros.bags import SENSOR_KINDS, BagReader
 from vmloc_ros.config import TopicNames
 from vmloc_ros.errors import BagError, MessageError
-from vmloc_ros.messages import frame_name, initial_pose, stamp_ns
+from vmloc_ros.messages import frame_name, initial_pose, odometry_sample, stamp_ns
 from vmloc_ros.run_log import Outage, RunCollector, RunLog
-from vmloc_ros.types import EventKind, FrameKey, FusedState, Modality, Mode, PoseMeasurement, Status, Verdict
+from vmloc_ros.types import (
+    EventKind,
+    FrameKey,
+    FusedState,
+    Modality,
+    Mode,
+    OdometrySample,
+    PoseMeasurement,
+    Status,
+    Verdict,
+)
 
 UNKNOWN = np.full((4, 4), np.nan)
 """`T_map_odom` of states that are read back: the messages do not carry it."""
@@ -51,6 +61,24 @@ def read_outputs(bag: Path) -> tuple[list[Status], list[FusedState]]:
     return statuses, live
 
 
+def read_vo(bag: Path) -> list[OdometrySample]:
+    """The network's own odometry of a recorded run: the topic `vo` beside the status topic; empty where it has none.
+
+    Raises:
+        BagError: not a readable bag, or a message that is malformed.
+    """
+    reader = BagReader(bag)
+    names = [t.name.rpartition("/")[0] + "/vo" for t in reader.topics if t.msgtype == STATUS_TYPE]
+    wanted = [topic.name for topic in reader.topics if topic.name in names]
+    samples = []
+    for topic, message in reader.decoded(wanted) if wanted else ():
+        try:
+            samples.append(odometry_sample(message))
+        except MessageError as error:
+            raise BagError(f"{bag}: {topic}: {error}") from error
+    return samples
+
+
 def log_of_node_run(
     outputs: Path,
     inputs: Path,
@@ -59,6 +87,8 @@ def log_of_node_run(
     published: Mapping[str, int] | None = None,
 ) -> RunLog:
     """The log of a node's run, from the bag that it was fed with and the bag of what it put out.
+
+    A robot without odometry of its own was driven by the network's, if that was recorded.
 
     Args:
         outputs: recorded topics of the node.
@@ -72,7 +102,10 @@ def log_of_node_run(
     """
     statuses, live = read_outputs(outputs)
     reader = BagReader(inputs, topics)
-    collector = RunCollector()
+    by_network = not reader.has(EventKind.ODOMETRY)
+    collector = RunCollector(by_network)
+    if by_network:
+        collector.add_vo(read_vo(outputs))
     kinds = [kind for kind in (EventKind.ODOMETRY, EventKind.TRUTH) if reader.has(kind)]
     for event in reader.events(kinds) if kinds else ():
         collector.add_event(event)

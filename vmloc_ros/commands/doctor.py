@@ -328,6 +328,7 @@ def check_model(folder: Path) -> Iterator[Finding]:
     try:
         from vmloc_ros.config import ModelConfig
         from vmloc_ros.localizer import load_localizer
+        from vmloc_ros.localizers.base import ReadableMap
 
         localizer = load_localizer(folder, ModelConfig(path=str(folder)))
         localizer.warm_up()
@@ -336,5 +337,12 @@ def check_model(folder: Path) -> Iterator[Finding]:
         return
     modes = ", ".join(sorted(mode.value for mode in localizer.card.calibration))
     yield Finding(Level.OK, f"model {localizer.card.name} from {folder} on {localizer.device} ({modes})")
+    if localizer.card.motion is not None:
+        what = (
+            f"it has an odometry of its own (~/vo) between frames at most {localizer.card.motion.max_gap_s:g} s apart"
+        )
+        yield Finding(Level.NOTE, what, "on a robot without another set model.odometry: network")
+    if isinstance(localizer, ReadableMap):
+        yield Finding(Level.NOTE, "its map can be looked at: ~/predicted_view, `vmloc map-view`")
     if localizer.fallback:
         yield Finding(Level.WARNING, localizer.fallback, "set model.device to what the machine has")

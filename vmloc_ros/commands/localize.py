@@ -68,7 +68,7 @@ def run_localize(
         reader.require(EventKind.IMAGE)
     pipeline = Pipeline(settings, localizer, _recorded_frames(use_stamps) if use_stamps else None)
     retrieval = _Baseline(model, pipeline)
-    collector = RunCollector()
+    collector = RunCollector(settings.model.odometry == "network")
     localizer.warm_up()
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -81,6 +81,7 @@ def run_localize(
                 collector.add_event(event)
                 bar.advance(task)
             collector.add_outputs(outputs.statuses, outputs.states)
+            collector.add_vo(pose.sample for pose in outputs.vo)
             writer.write(outputs)
             for frame in outputs.frames:
                 retrieval.add(frame)
@@ -145,11 +146,17 @@ class _OutputWriter:
         self._frames = config.frames
         self._path: list[tuple[int, Array]] = []
         self._length = config.output.path_length
+        self._by_network = config.model.odometry == "network"
 
     def write(self, outputs: Outputs) -> None:
         for state in outputs.states:
             self._bag.write_transform(state.stamp_ns, self._frames.map, self._frames.odom, state.T_map_odom)
             self._bag.write_pose("/localizer/pose", state.stamp_ns, self._frames.map, state.T_map_base, state.cov_66)
+        for pose in outputs.vo:
+            sample = pose.sample
+            self._bag.write_odometry("/localizer/vo", sample, pose.cov_66)
+            if self._by_network:  # the bag that goes in has no odom -> base of this odometry
+                self._bag.write_transform(sample.stamp_ns, self._frames.odom, self._frames.base, sample.T_odom_base)
         for status in outputs.statuses:
             self._bag.write_status("/localizer/status", status, self._frames.map)
             if status.state is not None:

@@ -6,14 +6,25 @@ from array import array
 
 import numpy as np
 from builtin_interfaces.msg import Time
-from geometry_msgs.msg import Pose, PoseWithCovariance, PoseWithCovarianceStamped, TransformStamped
+from geometry_msgs.msg import (
+    Pose,
+    PoseWithCovariance,
+    PoseWithCovarianceStamped,
+    TransformStamped,
+    Twist,
+    TwistWithCovariance,
+    Vector3,
+)
+from nav_msgs.msg import Odometry
 from numpy.typing import NDArray
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from vmloc_msgs.msg import LocalizationStatus
 
+from vmloc_ros.bag_messages import UNKNOWN_TWIST
 from vmloc_ros.geometry import Array, quaternion_from_pose
 from vmloc_ros.messages import split_stamp, wire_covariance
+from vmloc_ros.network_odometry import ChainedPose
 from vmloc_ros.types import Modality, Status
 
 
@@ -54,6 +65,33 @@ def pose_with_covariance(T: Array, cov_66: Array) -> PoseWithCovariance:
 def pose_stamped(stamp_ns: int, frame_id: str, T: Array, cov_66: Array) -> PoseWithCovarianceStamped:
     """geometry_msgs/PoseWithCovarianceStamped; `cov_66` is of the right perturbation (body axes)."""
     return PoseWithCovarianceStamped(header=header(stamp_ns, frame_id), pose=pose_with_covariance(T, cov_66))
+
+
+def odometry_message(pose: ChainedPose) -> Odometry:
+    """nav_msgs/Odometry; the twist and its covariance are in the base's axes. Where there is no twist its covariance
+    begins with -1."""
+    sample = pose.sample
+    twist, covariance = Twist(), np.zeros(36)
+    if sample.twist_6 is None or sample.twist_cov_66 is None:
+        covariance[0] = UNKNOWN_TWIST
+    else:
+        u, v, w, p, q, r = sample.twist_6.tolist()
+        twist = Twist(linear=Vector3(x=u, y=v, z=w), angular=Vector3(x=p, y=q, z=r))
+        covariance = sample.twist_cov_66.ravel()
+    return Odometry(
+        header=header(sample.stamp_ns, sample.frame_id),
+        child_frame_id=sample.child_frame_id,
+        pose=pose_with_covariance(sample.T_odom_base, pose.cov_66),
+        twist=TwistWithCovariance(twist=twist, covariance=covariance),
+    )
+
+
+def colour_image(stamp_ns: int, frame_id: str, rgb: NDArray[np.uint8]) -> Image:
+    """sensor_msgs/Image rgb8 of an (H, W, 3) picture."""
+    height, width, _ = rgb.shape
+    message = Image(header=header(stamp_ns, frame_id), height=height, width=width, encoding="rgb8", step=3 * width)
+    message.data = array("B", np.ascontiguousarray(rgb, dtype=np.uint8).tobytes())
+    return message
 
 
 def depth_image(stamp_ns: int, frame_id: str, depth_m: NDArray[np.float32]) -> Image:

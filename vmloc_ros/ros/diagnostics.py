@@ -73,6 +73,7 @@ class Snapshot:
         network: device and the like, in words; `fallback` is why the CPU is used although it was not asked for.
         odometry_model: log scale, heading (rad), yaw bias (rad/m) of the odometry, and their deviations.
         transforms: how far what goes to /tf is from the filter's, where corrections are limited.
+        vo: how regularly the network's own odometry comes; None where the node is not active.
     """
 
     lifecycle: str
@@ -91,6 +92,7 @@ class Snapshot:
     withheld: Mapping[str, int] = field(default_factory=dict)
     odometry_model: tuple[Array, Array] | None = None
     transforms: Mapping[str, str] = field(default_factory=dict)
+    vo: FlowReport | None = None
 
 
 class Diagnostics:
@@ -109,8 +111,8 @@ class Diagnostics:
             parts += [
                 _camera(snapshot, config, recent),
                 _depth(snapshot, config, recent),
-                _odometry(snapshot, config.filter, recent),
-                _network(snapshot, recent),
+                _odometry(snapshot, config, recent),
+                _network(snapshot, config, recent),
                 _filter(snapshot, recent),
                 _monitor(snapshot, config.monitor),
                 _saved_pose(snapshot, config, recent),
@@ -205,10 +207,13 @@ def _depth(snapshot: Snapshot, config: LocalizerConfig, recent: Mapping[str, int
     return part
 
 
-def _odometry(snapshot: Snapshot, config: FilterConfig, recent: Mapping[str, int]) -> Part:
-    part = Part("odometry")
-    _flow(part, snapshot, EventKind.ODOMETRY)
-    _rejections(part, snapshot, recent, ("odom",))
+def _odometry(snapshot: Snapshot, config: LocalizerConfig, recent: Mapping[str, int]) -> Part:
+    part = Part("odometry", values={"source": config.model.odometry})
+    if config.model.odometry == "network":
+        _motions(part, snapshot, recent)
+    else:
+        _flow(part, snapshot, EventKind.ODOMETRY)
+        _rejections(part, snapshot, recent, ("odom",))
     for name, count in snapshot.counters.items():
         kind = name.removeprefix("odometry.")
         if kind == name:
@@ -217,8 +222,32 @@ def _odometry(snapshot: Snapshot, config: FilterConfig, recent: Mapping[str, int
         if kind != "used" and recent.get(name, 0) > 0:
             part.raise_to(Level.WARN, snapshot.problems.get("odometry", f"{recent[name]} x {kind}"))
     if snapshot.odometry_model is not None:
-        _model_of_odometry(part, *snapshot.odometry_model, config)
+        _model_of_odometry(part, *snapshot.odometry_model, config.filter)
     return part
+
+
+def _motions(part: Part, snapshot: Snapshot, recent: Mapping[str, int]) -> None:
+    """The network's own odometry, where it is the filter's: its rate, and the holes in it."""
+    _motion_counts(part, snapshot)
+    silent_s = snapshot.vo.silent_s if snapshot.vo is not None else None
+    if silent_s is None:
+        part.raise_to(Level.STALE, "the network has told no motion yet: it needs two frames close in time")
+    elif silent_s > SILENT_S:
+        part.raise_to(Level.STALE, f"the network has told no motion for {silent_s:.1f} s: see camera and network")
+    if gaps := recent.get("vo.gaps", 0):
+        part.raise_to(
+            Level.WARN, f"{gaps} gaps: frames too far apart for the network to compare, or too few for its speed"
+        )
+    if recent.get("vo.refused", 0) > 0:
+        part.raise_to(Level.WARN, snapshot.problems.get("vo") or f"{recent['vo.refused']} motions refused")
+
+
+def _motion_counts(part: Part, snapshot: Snapshot) -> None:
+    """Rate and totals of ~/vo; nothing where the model gives no motions."""
+    counts = {name: str(count) for name, count in snapshot.counters.items() if name.startswith(("vo.", "motion."))}
+    if snapshot.vo is not None and snapshot.vo.count:
+        counts["vo.rate_hz"] = f"{snapshot.vo.rate_hz:.2f}"
+    part.values |= counts
 
 
 def _model_of_odometry(part: Part, model_3: Array, deviations_3: Array, config: FilterConfig) -> None:
@@ -237,11 +266,13 @@ def _model_of_odometry(part: Part, model_3: Array, deviations_3: Array, config: 
             part.raise_to(Level.WARN, f"the odometry is far from what was allowed for ({cause})")
 
 
-def _network(snapshot: Snapshot, recent: Mapping[str, int]) -> Part:
+def _network(snapshot: Snapshot, config: LocalizerConfig, recent: Mapping[str, int]) -> Part:
     part = Part("network", values=dict(snapshot.network))
     for name, count in snapshot.counters.items():
         if name.startswith("frames."):
             part.values[name] = str(count)
+    if config.model.odometry == "topic":  # else it is the filter's odometry, and stands there
+        _motion_counts(part, snapshot)
     if snapshot.latencies_ms:
         p50, p95 = np.percentile(np.array(snapshot.latencies_ms), [50, 95])
         part.values |= {"latency_p50_ms": f"{p50:.1f}", "latency_p95_ms": f"{p95:.1f}"}

@@ -52,7 +52,8 @@ def wanted(config: LocalizerConfig) -> list[Input]:
         found.append(Input(EventKind.SCAN, topics.scan, LaserScan, qos.sensor(100)))
     elif source == "depth":
         found.append(Input(EventKind.DEPTH, topics.depth, _image_type(topics.depth), qos.sensor()))
-    found.append(Input(EventKind.ODOMETRY, topics.odom, Odometry, qos.sensor(qos.ODOMETRY_DEPTH)))
+    if config.model.odometry == "topic":
+        found.append(Input(EventKind.ODOMETRY, topics.odom, Odometry, qos.sensor(qos.ODOMETRY_DEPTH)))
     found.append(Input(EventKind.INITIAL_POSE, "/initialpose", PoseWithCovarianceStamped, qos.reliable()))
     found.append(Input(EventKind.STATIC_TRANSFORM, "/tf_static", TFMessage, qos.latched(LATCHED_DEPTH)))
     return found

@@ -28,6 +28,7 @@ from vmloc_ros.ros import qos
 from vmloc_ros.ros.diagnostics import Diagnostics, Snapshot
 from vmloc_ros.ros.inputs import Inputs
 from vmloc_ros.ros.parameters import NodeParameters
+from vmloc_ros.ros.predicted_view import PredictedView
 from vmloc_ros.ros.publishers import Publishers
 from vmloc_ros.ros.worker import Worker
 from vmloc_ros.types import Event, EventKind, OdometrySample
@@ -71,6 +72,7 @@ class LocalizerNode(LifecycleNode):
         self._outputs: Publishers | None = None
         self._inputs: Inputs | None = None
         self._worker: Worker | None = None
+        self._view: PredictedView | None = None
         self._periodic: list[Timer] = []
         self._odometry_clock = DataClock()
         self._error = ""
@@ -152,10 +154,7 @@ class LocalizerNode(LifecycleNode):
         config = self.parameters.config()
         if not config.model.path:
             raise ConfigError("model.path is not set: give the folder of a trained model")
-        if config.output.publish_tf == "map_base" and config.output.publish_odom_tf:
-            raise ConfigError(
-                f"output.publish_odom_tf contradicts publish_tf = map_base: {config.frames.base} would have two parents"
-            )
+        check_transforms(config)
         start_s = time.monotonic()
         localizer = self._load(Path(config.model.path).expanduser(), config.model)
         config = config.as_trained(localizer.card.input, localizer.card.projection)
@@ -181,7 +180,8 @@ class LocalizerNode(LifecycleNode):
         self._outputs.clear()
         self._odometry_clock.clear()
         self._pipeline = Pipeline(config, self._localizer)
-        self._worker = Worker(self._pipeline, self._outputs.publish, self.get_logger().error)
+        self._view = PredictedView(self._localizer, config.output.predicted_view_rate_hz)
+        self._worker = Worker(self._pipeline, self._on_frame, self.get_logger().error)
         self._worker.start()
         self._inputs = Inputs(self, config, self._on_event, self._on_refused)
         self._periodic = [
@@ -231,6 +231,16 @@ class LocalizerNode(LifecycleNode):
         self._report(outputs)
         publishers.publish(outputs, self._broadcast(event))
         worker.wake()
+
+    def _on_frame(self, outputs: Outputs) -> None:
+        """What a frame has given, in the worker's thread: the network's odometry may have shown a clock set back."""
+        pipeline, publishers, view = self._pipeline, self._outputs, self._view
+        if pipeline is None or publishers is None:
+            return
+        self._report(outputs)
+        publishers.publish(outputs)
+        if view is not None:
+            view.show(outputs.statuses, pipeline.T_base_camera(), publishers.view, publishers.camera_frame)
 
     def _broadcast(self, event: Event) -> OdometrySample | None:
         """The odometry to broadcast as it is: with a stamp that the other stamps bear out."""
@@ -308,4 +318,23 @@ class LocalizerNode(LifecycleNode):
             failures=worker.failures,
             withheld=publishers.withheld + publishers.transforms.withheld,
             transforms=publishers.transforms.values(),
+            vo=publishers.vo_flow.report(now_s),
+        )
+
+
+def check_transforms(config: LocalizerConfig) -> None:
+    """Whether the transforms that are asked for make a tree.
+
+    Raises:
+        ConfigError: the transforms that are asked for would give the base two parents, or lead nowhere.
+    """
+    frames, output = config.frames, config.output
+    if output.publish_tf == "map_base" and output.publish_odom_tf:
+        raise ConfigError(
+            f"output.publish_odom_tf contradicts publish_tf = map_base: {frames.base} would have two parents"
+        )
+    if config.model.odometry == "network" and output.publish_tf == "map_odom" and not output.publish_odom_tf:
+        raise ConfigError(
+            f"model.odometry is network, so nobody else broadcasts {frames.odom} -> {frames.base}: set "
+            "output.publish_odom_tf to true (or output.publish_tf to map_base)"
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 from geometry_msgs.msg import PoseWithCovarianceStamped
-from nav_msgs.msg import Path
+from nav_msgs.msg import Odometry, Path
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import Image
@@ -18,9 +19,11 @@ from vmloc_msgs.msg import LocalizationStatus
 
 from vmloc_ros.config import LocalizerConfig
 from vmloc_ros.geometry import Array
+from vmloc_ros.network_odometry import ChainedPose
 from vmloc_ros.outputs import Outputs
 from vmloc_ros.ros import qos
-from vmloc_ros.ros.conversions import depth_image, pose_stamped, status_message
+from vmloc_ros.ros.conversions import depth_image, odometry_message, pose_stamped, status_message
+from vmloc_ros.ros.flow import Flow
 from vmloc_ros.ros.path import PathBuffer
 from vmloc_ros.ros.transforms import TransformSender
 from vmloc_ros.types import Frame, Mode, OdometrySample, Status
@@ -33,12 +36,14 @@ LARGEST_VARIANCE = 1e100
 class Publishers:
     """Lifecycle publishers: they are silent until the node is active.
 
-    States and resets come from the executor's thread only, statuses and frames from the worker's as well, so only the
-    latter are guarded.
+    States and resets come from the executor's thread, and with the network's odometry from the worker's; statuses and
+    frames from both. Each has a lock of its own: odometry on its way to /tf does not wait for pictures.
 
     Attributes:
         last_status: the newest one, for diagnostics.
-        camera_frame: the frame_id of ~/projected_depth, as the images name it.
+        camera_frame: the frame_id of ~/projected_depth and ~/predicted_view, as the images name it.
+        view: the publisher of ~/predicted_view, see `PredictedView`.
+        vo_flow: how regularly the network's own odometry comes.
         withheld: outputs that were not published because a number in them was not finite.
     """
 
@@ -53,10 +58,14 @@ class Publishers:
         self._path = create(Path, "~/path", qos.latched())
         self._depth = create(Image, "~/projected_depth", qos.reliable(2))
         self._status = create(LocalizationStatus, "~/status", qos.reliable(OUTPUT_DEPTH))
+        self._vo = create(Odometry, "~/vo", qos.reliable(OUTPUT_DEPTH))
+        self.view = create(Image, "~/predicted_view", qos.reliable(2))
         clock = node.get_clock()
         self.transforms = TransformSender(self._tf.publish, config, lambda: int(clock.now().nanoseconds))
         self._path_buffer = PathBuffer(config.output.path_length, self._map)
         self._lock = threading.Lock()
+        self._state_lock = threading.RLock()
+        self.vo_flow = Flow()
         self._newest_ns = 0
         self.last_status: Status | None = None
         self.camera_frame = config.frames.camera
@@ -64,21 +73,25 @@ class Publishers:
 
     def destroy(self) -> None:
         """Takes the publishers off the graph."""
-        for publisher in (self._tf, self._pose, self._network_pose, self._path, self._depth, self._status):
+        publishers = (self._tf, self._pose, self._network_pose, self._path, self._depth, self._status, self._vo)
+        for publisher in (*publishers, self.view):
             self._node.destroy_lifecycle_publisher(publisher)
 
     def publish(self, outputs: Outputs, sample: OdometrySample | None = None) -> None:
         """Publishes everything. `sample` is the odometry that led to it, for odom -> base where that is asked for."""
-        if outputs.resets:
-            self.clear()
-        if any(status.mode is Mode.LOST for status in outputs.statuses):
-            self.transforms.interrupt()
-        self.transforms.send(outputs.states, sample, outputs.bridged)
-        for state in outputs.states:
-            if self._finite("pose", state.T_map_base, state.cov_66):
-                self._pose.publish(pose_stamped(state.stamp_ns, self._map, state.T_map_base, state.cov_66))
-                self._path_buffer.add(state.stamp_ns, state.T_map_base)
-                self._newest_ns = state.stamp_ns
+        with self._state_lock:
+            if outputs.resets:
+                self.clear()
+            if any(status.mode is Mode.LOST for status in outputs.statuses):
+                self.transforms.interrupt()
+            for pose in outputs.vo:
+                self._publish_vo(pose)
+            self.transforms.send(outputs.states, sample, outputs.bridged)
+            for state in outputs.states:
+                if self._finite("pose", state.T_map_base, state.cov_66):
+                    self._pose.publish(pose_stamped(state.stamp_ns, self._map, state.T_map_base, state.cov_66))
+                    self._path_buffer.add(state.stamp_ns, state.T_map_base)
+                    self._newest_ns = state.stamp_ns
         if outputs.frames or outputs.statuses:
             with self._lock:
                 for frame in outputs.frames:
@@ -86,20 +99,30 @@ class Publishers:
                 for status in outputs.statuses:
                     self._publish_status(status)
 
+    def _publish_vo(self, pose: ChainedPose) -> None:
+        """The network's own odometry; where it is the filter's, nobody else broadcasts odom -> base."""
+        if self._config.model.odometry == "network":
+            self.transforms.send([], pose.sample)
+        if self._finite("vo", pose.sample.T_odom_base, pose.cov_66):
+            self._vo.publish(odometry_message(pose))
+            self.vo_flow.note(pose.sample.stamp_ns, time.monotonic())
+
     def flush(self, seconds: float) -> None:
         """Waits until the reliable subscribers have what was published; before the publishers go."""
         self._status.wait_for_all_acked(Duration(nanoseconds=round(seconds * 1e9)))
 
     def clear(self) -> None:
         """Forgets path and stamps after a reset: the data's clock may have started over."""
-        self.transforms.clear()
-        self._path_buffer.clear()
+        with self._state_lock:
+            self.transforms.clear()
+            self._path_buffer.clear()
 
     def publish_path(self) -> None:
         """Publishes the path if it has changed (latched: who comes late gets it as well)."""
-        if self._path_buffer.changed:
-            self._path_buffer.changed = False
-            self._path.publish(self._path_buffer.serialized(self._newest_ns))
+        with self._state_lock:
+            if self._path_buffer.changed:
+                self._path_buffer.changed = False
+                self._path.publish(self._path_buffer.serialized(self._newest_ns))
 
     def _publish_status(self, status: Status) -> None:
         self.last_status = status = self._sound(status)
