@@ -1,6 +1,6 @@
 """Commands that localize, show what came of it, and try what is there.
 
-demo, localize, fuse, error-model, plot, bench, soak, doctor, params.
+demo, localize, fuse, error-model, plot, map-view, bench, soak, doctor, params.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from vmloc_ros.cli.options import Config, Json, say_wrote
+from vmloc_ros.cli.options import Config, Json, RecordingFormat, parsed_options, say_wrote
 
 
 def demo(
@@ -134,6 +134,61 @@ def plot(
 
     for path in run_plot(folder, bag, at, load_config(config) if config is not None else None):
         print(f"wrote {path}")
+
+
+def map_view(
+    model: Annotated[Path, typer.Argument(help="Folder of a trained Generative Map.")],
+    out: Annotated[Path | None, typer.Option(help="PNG to write.")] = None,
+    pose: Annotated[
+        str | None,
+        typer.Option(metavar="'X Y Z QX QY QZ QW'", help="Draw the view from here: the camera's optical frame in map."),
+    ] = None,
+    path: Annotated[
+        Path | None, typer.Option(metavar="FILE.tum", help="Draw views along this trajectory of the camera.")
+    ] = None,
+    score: Annotated[
+        Path | None, typer.Option(metavar="SRC", help="Draw and count how well views fit the frames of a drive.")
+    ] = None,
+    like: Annotated[Path | None, typer.Option(metavar="SRC", help="With --pose: the nearest frame beside it.")] = None,
+    mounting: Annotated[
+        str, typer.Option(metavar="'X Y Z QX QY QZ QW'", help="T_base_camera, where --path is the base's.")
+    ] = "",
+    format: Annotated[RecordingFormat, typer.Option(help="Whose layout SRC has.")] = RecordingFormat.town,
+    recording: Annotated[list[str] | None, typer.Option(help="Of SRC only this one; may be repeated.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the reader, as in the recipe's data.options.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:n.")] = "auto",
+    json: Json = None,
+) -> None:
+    """Look at a Generative Map: from one pose, along a path, or beside what a drive really saw.
+
+    Example: vmloc map-view out/map --score out/town --format town --recording traversal_09 --out out/views.png
+    """
+    from vmloc_ros.commands.map_view import run_path, run_score, run_view
+
+    if sum(given is not None for given in (pose, path, score)) != 1:
+        raise typer.BadParameter("give one of --pose, --path and --score")
+    options, names = parsed_options(option or ()), recording or ()
+    if score is not None:
+        result = run_score(model, score, format.value, names, options, out, json, device)
+        for name, words in (("psnr_db", "as they are"), ("psnr_db_in_its_light", "in the drive's light")):
+            found = result[name]
+            print(
+                f"PSNR of {result['frames']} views, {words}: {found['view']:.2f} dB, of the mean training picture "
+                f"{found['mean_picture']:.2f} dB: {found['gain']:+.2f} dB"
+            )
+        print(f"mismatch: median {result['mismatch']['median']:.3f}, 95 % below {result['mismatch']['p95']:.3f}")
+        for written in (out, json):
+            if written is not None:
+                print(f"wrote {written}")
+        return
+    if out is None:
+        raise typer.BadParameter("--out is needed: the PNG to write")
+    if pose is not None:
+        print(run_view(model, pose, out, like, format.value, names, options, device))
+    elif path is not None:
+        print(run_path(model, path, out, mounting, device=device))
 
 
 def bench(

@@ -100,6 +100,23 @@ class MapLocalizer:
         with self._lock:
             return as_uint8(self._runtime.views(T_map_camera[None]))[0]
 
+    def views(self, T_map_camera_N44: Array) -> NDArray[np.uint8]:
+        """Expected pictures (N, H, W, 3). Raises as `view`."""
+        with self._lock:
+            return as_uint8(self._runtime.views(T_map_camera_N44))
+
+    def picture(self, frame: Frame) -> NDArray[np.uint8] | NoPose:
+        """A frame's picture as a view would show it (H, W, 3); or why the network cannot take it."""
+        seen = self._inputs.of(frame)
+        if isinstance(seen, NoPose) or seen.rgb_1HW3 is None:
+            return seen if isinstance(seen, NoPose) else NoPose(frame.stamp_ns, "no picture")
+        with self._lock:
+            return as_uint8(self._runtime.read(seen.rgb_1HW3).pictures_N3HW)[0]
+
+    def mean_picture(self) -> NDArray[np.uint8]:
+        """The mean training picture (H, W, 3): what a map that knew nothing of the pose would show at best."""
+        return np.rint(255.0 * self._runtime.mean_picture_HW3).astype(np.uint8)
+
     def warm_up(self) -> None:
         """See `Localizer`."""
         with self._lock:
