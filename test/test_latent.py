@@ -214,3 +214,27 @@ def test_singular_information_is_taken_also_in_single_precision(seed: int, rank:
     matrix = (J.T @ J).astype(np.float64)
     taken = checked_information(Information(np.zeros(6), matrix, 1.0, max(rank, 1)))
     np.testing.assert_allclose(taken.information_66, matrix, atol=1e-3)
+
+
+def test_a_weak_direction_does_not_spoil_the_others() -> None:
+    """Roll is next to unknown, and fits best half a turn away: it moves as the textbook says, and so does the rest."""
+    P = np.diag([0.1, 0.1, 0.1, 0.02, 0.02, 0.02]) ** 2
+    A = np.diag([1 / 0.05, 1 / 0.05, 1 / 0.05, 1 / 4.0, 1 / 0.01, 1 / 0.01])
+    offset = np.array([0.05, -0.05, 0.02, 0.0, 0.01, -0.01])
+
+    class Rolled:
+        """`offset` off, and 3 rad more of roll than the state, to first order."""
+
+        def at(self, T_map_body: Array) -> Information:
+            d = log_se3(T_map_body)
+            return information(A @ (offset + np.array([0, 0, 0, 3.0, 0, 0]) - d), A, np.ones(6))
+
+    pose = exp_se3(offset)
+    found = compress(Rolled(), pose, np.eye(4), P, 1.0, 1.0, GATE)
+    assert found is not None
+    assert found.rank == 6
+    X, P_new, _ = update(np.eye(4), P, found.T_map_base, found.cov_66)
+    gain = P @ np.linalg.inv(P + np.linalg.inv(A @ A))
+    expected = gain @ (offset + np.array([0, 0, 0, 3.0, 0, 0]))
+    np.testing.assert_allclose(log_se3(X), expected, atol=2e-3)
+    np.testing.assert_allclose(P_new, P - gain @ P, atol=2e-3 * P.diagonal().max())

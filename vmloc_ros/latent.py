@@ -48,6 +48,8 @@ SILENT = 1e-8
 """Information relative to the prior's: a direction with less says nothing, and gets so little."""
 SILENT_OF_LARGEST = 1e-9
 """The same relative to the best known direction: rounding."""
+WEAK = (1e-5, 1e-4, 1e-3, 1e-2)
+"""Information relative to the prior's that a weak direction is given where its best fit would be turned too far."""
 NEGATIVE = -1e-5
 """So much below zero may be the rounding of single precision (of an information whose diagonal is 1)."""
 REMEMBERED = 32
@@ -259,7 +261,8 @@ def _as_pose(posterior: _Posterior, point: _Point, best_cost: float, inflation: 
 
     In units of the prior's deviations there (`P_X = C C'`) directions with next to no information are told from the
     others; they get no innovation, and a variance of 1e8 of the prior's. None where there are no others, or where the
-    measured pose would be turned too far.
+    measured pose would be turned too far. (A direction so weak that its best fit lies half a turn away keeps its
+    gradient, with a little more information than it has: logarithms end at pi.)
     """
     C = np.linalg.cholesky(point.P_X)
     ratios, V = np.linalg.eigh(C.T @ point.matrix @ C / inflation)
@@ -267,10 +270,14 @@ def _as_pose(posterior: _Posterior, point: _Point, best_cost: float, inflation: 
     known = ratios > max(SILENT, SILENT_OF_LARGEST * float(ratios[-1]))
     if not known.any():
         return None
-    inverses = np.full(len(ratios), min(1.0 / SILENT, MAX_VARIANCE / float(point.P_X.diagonal().max())))
-    inverses[known] = 1.0 / ratios[known]
-    u = axes @ (np.where(known, inverses, 0.0) * (axes.T @ point.gradient)) / inflation
-    if not posterior.turn_rad(u) < MAX_TURN_RAD:
+    slopes = np.where(known, axes.T @ point.gradient, 0.0) / inflation
+    least = max(SILENT, float(point.P_X.diagonal().max()) / MAX_VARIANCE)
+    for floor in (least, *WEAK):
+        inverses = 1.0 / np.maximum(np.where(known, ratios, least), np.where(known, floor, least))
+        u = axes @ (inverses * slopes)
+        if posterior.turn_rad(u) < MAX_TURN_RAD:
+            break
+    else:
         return None
     tangent = np.zeros(6)
     tangent[posterior.rows] = u
