@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,14 +15,19 @@ from worlds import (
     MovingLocalizer,
     ScriptedLocalizer,
     drive,
+    mountings,
     repeated,
     true_pose,
 )
 
+from vmloc_ros.bag_writer import BagWriter
+from vmloc_ros.bags import BagReader
+from vmloc_ros.commands import localize
 from vmloc_ros.config import InputConfig, LocalizerConfig, ModelConfig
 from vmloc_ros.geometry import inverse
 from vmloc_ros.outputs import Outputs
 from vmloc_ros.pipeline import Pipeline
+from vmloc_ros.run_outputs import log_of_node_run, read_vo
 from vmloc_ros.types import Event, EventKind, Modality, Mode, NoPose, Verdict
 
 BY_NETWORK = LocalizerConfig(model=ModelConfig(odometry="network"), input=InputConfig(depth_source="none"))
@@ -260,3 +267,32 @@ def test_motions_without_a_mounting_are_not_believed() -> None:
     _, outputs = run(events)
     assert outputs.vo == []
     assert outputs.states == []
+
+
+def test_localize_writes_it_into_its_bag_and_takes_it_for_the_runs_odometry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(localize, "load_localizer", lambda path, config: MovingLocalizer())
+    with BagWriter(tmp_path / "bag") as bag:
+        bag.write_static_transforms([e.payload for e in mountings()], START_NS)
+        for event in blind_drive(4.0):
+            if event.kind is not EventKind.STATIC_TRANSFORM:
+                bag.write(event)
+    parameters = tmp_path / "robot.yaml"
+    parameters.write_text("model: {odometry: network}\ninput: {depth_source: none}\n")
+    out = tmp_path / "run"
+    localize.run_localize(tmp_path / "bag", tmp_path / "model", out, parameters, plots=False, progress=False)
+    samples = read_vo(out / "outputs")
+    assert len(samples) == 40
+    assert samples[0].twist_6 is None
+    assert samples[1].twist_cov_66 is not None
+    reader = BagReader(out / "outputs")
+    moved = [t for _, message in reader.decoded(["/tf"]) for t in message.transforms]
+    frames = Counter((t.header.frame_id, t.child_frame_id) for t in moved)
+    assert frames["odom", "base_link"] == 40
+    assert frames["map", "odom"] > 30
+    log = log_of_node_run(out / "outputs", tmp_path / "bag")
+    assert log.odometry is not None
+    np.testing.assert_allclose(log.odometry.poses_N44[-1], samples[-1].T_odom_base, atol=1e-12)
+    (last,) = [message for _, message in reader.decoded(["/localizer/vo"])][-1:]
+    assert np.linalg.eigvalsh(np.reshape(last.pose.covariance, (6, 6))).min() > 0.0
