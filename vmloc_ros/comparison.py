@@ -15,15 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from vmloc_ros.config import StrictModel, parse, read_yaml
+from vmloc_ros.config import LocalizerConfig, StrictModel, parse, read_yaml
 from vmloc_ros.corruption import MISSING, TABLE_4, Levels, condition_name, corrupted
 from vmloc_ros.errors import ConfigError
 from vmloc_ros.evaluation import SENSORS, Answers, only
+from vmloc_ros.following import Drive, Following, OdometryKind, follow
 from vmloc_ros.localizer import Localizer, modes_of
 from vmloc_ros.localizers.streams import Streams
 from vmloc_ros.retrieval import Retrieval
 from vmloc_ros.samples import Labelled, SampleStore
-from vmloc_ros.training_config import TrainingConfig
+from vmloc_ros.training_config import DataConfig, TrainingConfig
 from vmloc_ros.types import Frame, FrameKey, Mode
 
 CORRUPTIONS: dict[str, Levels] = {condition_name(levels): levels for levels in TABLE_4}
@@ -36,8 +37,13 @@ NUMBERS: dict[str, tuple[str, ...]] = {
     "median_m": ("errors", "position_m", "median"),
     "median_deg": ("errors", "rotation_deg", "median"),
     "nees": ("nees", "mean"),
+    "fused_m": ("fused", "errors", "position_m", "mean"),
+    "fused_deg": ("fused", "errors", "rotation_deg", "mean"),
+    "fused_nees": ("fused", "nees", "mean"),
 }
 """Where a number of the tables stands in the report of `Answers`."""
+FRAME_FREE = ("lidar", "odometry")
+"""Options of a reader that change neither which frames there are nor where they are."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 Scores = dict[str, dict[str, dict[str, dict[str, Any]]]]
@@ -50,10 +56,10 @@ Scores = dict[str, dict[str, dict[str, dict[str, Any]]]]
 class PlanFile(StrictModel):
     """A plan as it stands in its file."""
 
-    base: str = Field(description="A training configuration, relative to the plan's folder.")
+    base: str | None = Field(None, description="A training configuration, relative to the plan's folder.")
     common: dict[str, Any] = Field(default_factory=dict, description="Changes of the base for every variant.")
     variants: dict[str, dict[str, Any] | None] = Field(
-        min_length=1, description="By name: further changes of the base, and `seeds`."
+        min_length=1, description="By name: further changes of the base, `seeds`, and `config`: a base of its own."
     )
 
 
@@ -92,7 +98,7 @@ def load_plan(path: Path, names: Sequence[str] = ()) -> list[Run]:
             variant that would be judged on other frames than the rest.
     """
     plan = parse(PlanFile, read_yaml(path), str(path))
-    base = read_yaml(path.parent / plan.base)
+    base = None if plan.base is None else read_yaml(path.parent / plan.base)
     for name in names:
         if name not in plan.variants:
             nearest = difflib.get_close_matches(name, list(plan.variants), n=1, cutoff=0.0)[0]
@@ -107,16 +113,37 @@ def load_plan(path: Path, names: Sequence[str] = ()) -> list[Run]:
             raise ConfigError(f"{path}: variant {name}: seeds must be a list such as [1, 2, 3], not {seeds!r}")
         if "seed" in own:
             raise ConfigError(f"{path}: variant {name}: give seeds, a list, instead of seed")
+        ground = read_yaml(path.parent / str(own.pop("config"))) if "config" in own else base
+        if ground is None:
+            raise ConfigError(f"{path}: variant {name} has no configuration: give the plan a base, or it a config")
         for seed in seeds:
-            values = merge(merge(base, plan.common), own)
+            values = merge(merge(ground, plan.common), own)
             values |= {"name": f"{values.get('name', path.stem)}_{name}", "seed": seed}
             run = Run(name, seed, parse(TrainingConfig, values, f"{path}: variant {name}"))
-            if runs and run.config.data != runs[0].config.data:
-                raise ConfigError(
-                    f"{path}: variant {name} changes data; all must be judged on the same frames: use common"
-                )
             runs.append(run)
+            agree_on_data(runs[0], run, str(path))
     return [run for run in runs if not names or run.variant in names]
+
+
+def agree_on_data(first: Run, run: Run, source: str) -> None:
+    """Checks that two runs are trained and judged on the same frames, whichever sensors they use.
+
+    Raises:
+        ConfigError: they are not; names the key.
+    """
+    one, other = (_frames_of(each.config.data) for each in (first, run))
+    for key in one:
+        if one[key] != other[key]:
+            raise ConfigError(
+                f"{source}: variant {run.variant} changes data: data.{key} is {other[key]!r}, that of {first.variant} "
+                f"is {one[key]!r}; all must be judged on the same frames: use common"
+            )
+
+
+def _frames_of(data: DataConfig) -> dict[str, Any]:
+    values = data.model_dump(exclude={"workers"})
+    values["options"] = {name: value for name, value in data.options.items() if name not in FRAME_FREE}
+    return values
 
 
 def same_training(one: TrainingConfig, other: TrainingConfig) -> bool:
@@ -130,14 +157,21 @@ def same_training(one: TrainingConfig, other: TrainingConfig) -> bool:
 
 @dataclass(frozen=True)
 class Judged:
-    """A model's answers by mode and corruption, and the milliseconds of each intact frame with all its sensors."""
+    """A model's answers by mode and corruption, the milliseconds of each intact frame with all its sensors, and by mode
+    what the filter makes of them."""
 
     answers: dict[Mode, dict[str, Answers]]
     latencies_ms: list[float]
+    fused: dict[Mode, Following] = field(default_factory=dict)
 
     def scores(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """The reports, by mode and corruption."""
-        return {mode.value: {name: a.report() for name, a in by.items()} for mode, by in self.answers.items()}
+        """The reports, by mode and corruption; what the filter made of the intact frames is `fused` there."""
+        scores = {mode.value: {name: a.report() for name, a in by.items()} for mode, by in self.answers.items()}
+        for mode, following in self.fused.items():
+            entry = scores.get(mode.value, {}).get(INTACT)
+            if entry is not None:
+                entry["fused"] = {"odometry": following.odometry, **following.fused(camera=True).report()}
+        return scores
 
 
 def stored_frames(store: SampleStore, samples: NDArray[np.int64]) -> Iterator[Labelled]:
@@ -183,6 +217,33 @@ def judge(localizer: Localizer, frames: Iterable[Labelled], advance: Callable[[]
                 latencies_ms.append(1e3 * (time.perf_counter() - started))
             answers[mode].setdefault(name, Answers()).add(index, frame.stamp_ns, T_map_camera, estimate)
     return Judged({mode: by for mode, by in answers.items() if by}, latencies_ms)
+
+
+def judge_fused(
+    localizer: Localizer,
+    frames: Callable[[], Iterable[Labelled]],
+    drives: Mapping[str, Drive],
+    config: LocalizerConfig,
+) -> dict[Mode, Following]:
+    """Runs a localizer with the filter, in every mode it has.
+
+    The filter is driven by the recordings' odometry where all have one, else by the network's own, else by nothing.
+
+    Args:
+        frames: gives them from the beginning; those of a recording in order of stamp.
+        drives: of their recordings.
+        config: of the filter.
+    """
+    kind: OdometryKind = "network" if localizer.card.motion is not None else "none"
+    if all(drive.odometry for drive in drives.values()):
+        kind = "recording"
+    result: dict[Mode, Following] = {}
+    for mode in modes_of(localizer.card):
+        shown = (item for item in frames() if only(item[0], mode) is not None)
+        following = follow(localizer, shown, drives, kind, config.filter, config.frames, mode=mode)
+        if following.frames:
+            result[mode] = following
+    return result
 
 
 def judge_retrieval(retrieval: Retrieval, frames: Iterable[Labelled]) -> Judged:
@@ -247,7 +308,7 @@ class Result:
             value = value.get(key) if isinstance(value, Mapping) else None
         if not isinstance(value, (int, float)):
             return None
-        return float(value) / 6.0 if name == "nees" else float(value)
+        return float(value) / 6.0 if name.endswith("nees") else float(value)
 
 
 @dataclass(frozen=True)

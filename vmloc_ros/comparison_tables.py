@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vmloc_ros.comparison import CORRUPTIONS, INTACT, NUMBERS, RETRIEVAL_NAME, Across, Variant, across
+from vmloc_ros.comparison import CORRUPTIONS, INTACT, NUMBERS, Across, Variant, across
 from vmloc_ros.types import Mode
 
 MODE_NAMES = {Mode.RGB_DEPTH.value: "both", Mode.RGB_ONLY.value: "RGB alone", Mode.DEPTH_ONLY.value: "depth alone"}
 NOT_MEASURED = "-"
 ERRORS = {"mean_m": "mean (m)", "mean_deg": "mean (deg)", "median_m": "median (m)", "median_deg": "median (deg)"}
-FORMATS = {"mean_m": "{:.3f}", "median_m": "{:.3f}", "mean_deg": "{:.2f}", "median_deg": "{:.2f}", "nees": "{:.2f}"}
+FUSED = {"fused_m": "fused mean (m)", "fused_deg": "fused mean (deg)", "fused_nees": "fused NEES / 6"}
+COSTS = ("frame (ms)", "parameters (M)", "training (s)")
+FORMATS = {
+    **dict.fromkeys(("mean_m", "median_m", "fused_m"), "{:.3f}"),
+    **dict.fromkeys(("mean_deg", "median_deg", "fused_deg", "nees", "fused_nees"), "{:.2f}"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,23 +43,43 @@ def seeds(variant: Variant) -> str:
     return ", ".join(NOT_MEASURED if result.seed is None else str(result.seed) for result in variant.finished)
 
 
-def error_table(variants: Sequence[Variant], frames: str, count: int) -> Table:
-    """Errors of intact frames by variant and mode; a variant that failed keeps its row."""
+def error_table(variants: Sequence[Variant], frames: str, count: int, costs: bool = True) -> Table:
+    """Errors of intact frames by variant and mode, with and without the filter, and what a variant costs; one that
+    failed keeps its row.
+
+    Args:
+        costs: whether the columns of cost are there.
+    """
     rows: list[tuple[str, ...]] = []
+    names = (*ERRORS, "nees", *FUSED)
     for variant in variants:
-        first = True
+        first, cost = True, cost_cells(variant) if costs else ()
         for mode in MODE_NAMES:
             numbers = {name: variant.number(frames, mode, INTACT, name) for name in NUMBERS}
             if all(value is None for value in numbers.values()):
                 continue
-            cells = [shown(numbers[name], FORMATS[name]) for name in (*ERRORS, "nees")]
-            rows.append((variant.name if first else "", seeds(variant) if first else "", MODE_NAMES[mode], *cells))
+            cells = [shown(numbers[name], FORMATS[name]) for name in names]
+            about = (variant.name, seeds(variant)) if first else ("", "")
+            rows.append((*about, MODE_NAMES[mode], *cells, *(cost if first else [""] * len(cost))))
             first = False
         if first:
-            rows.append((variant.name, seeds(variant), *[NOT_MEASURED] * (len(ERRORS) + 2)))
-    head = ("variant", "seeds", "sensors", *ERRORS.values(), "NEES / 6")
+            rows.append((variant.name, seeds(variant), *[NOT_MEASURED] * (len(names) + 1), *cost))
+    head = ("variant", "seeds", "sensors", *ERRORS.values(), "NEES / 6", *FUSED.values(), *(COSTS if costs else ()))
     return Table(
-        f"Errors of T_map_camera on the {count} {frames} frames (mean ± deviation over seeds)", head, tuple(rows)
+        f"Errors of T_map_camera on the {count} {frames} frames, the network alone and fused with the filter (mean ± "
+        "deviation over seeds)",
+        head,
+        tuple(rows),
+    )
+
+
+def cost_cells(variant: Variant) -> tuple[str, ...]:
+    """Milliseconds of one frame, millions of parameters, seconds of training."""
+    parameters = across(result.parameters for result in variant.finished)
+    return (
+        shown(across(result.latency_ms for result in variant.finished), "{:.1f}"),
+        NOT_MEASURED if parameters is None else f"{parameters.mean / 1e6:.2f}",
+        shown(across(result.training_s for result in variant.finished), "{:.0f}"),
     )
 
 
@@ -77,25 +102,6 @@ def corruption_table(variants: Sequence[Variant], frames: str) -> Table:
     )
 
 
-def cost_table(variants: Sequence[Variant]) -> Table:
-    """Parameters, seconds of training and milliseconds of one frame."""
-    rows = []
-    for variant in variants:
-        parameters = across(result.parameters for result in variant.finished)
-        if variant.name != RETRIEVAL_NAME and variant.finished:
-            rows.append(
-                (
-                    variant.name,
-                    NOT_MEASURED if parameters is None else f"{parameters.mean / 1e6:.2f}",
-                    shown(across(result.training_s for result in variant.finished), "{:.0f}"),
-                    shown(across(result.best_epoch for result in variant.finished), "{:.0f}"),
-                    shown(across(result.latency_ms for result in variant.finished), "{:.1f}"),
-                )
-            )
-    head = ("variant", "parameters (M)", "training (s)", "best epoch", "one frame (ms)")
-    return Table("Cost", head, tuple(rows))
-
-
 def failure_table(variants: Sequence[Variant]) -> Table:
     """What failed, and why."""
     failed = [result for variant in variants for result in variant.results if result.failure]
@@ -109,9 +115,9 @@ def all_tables(variants: Sequence[Variant], counts: dict[str, int]) -> list[Tabl
     Args:
         counts: frames by set; the first set is the one that corruptions are shown of.
     """
-    tables = [error_table(variants, frames, count) for frames, count in counts.items()]
+    tables = [error_table(variants, name, count, place == 0) for place, (name, count) in enumerate(counts.items())]
     tables += [corruption_table(variants, next(iter(counts)))] if counts else []
-    tables += [cost_table(variants), failure_table(variants)]
+    tables.append(failure_table(variants))
     return [table for table in tables if table.rows]
 
 

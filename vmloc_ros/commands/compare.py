@@ -1,10 +1,11 @@
-"""`vmloc compare`: trains the variants of a plan, or takes trained models, and judges all on the same frames."""
+"""`vmloc compare`: trains what is not trained, takes what is, and judges all on the same frames in one table."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,17 @@ from rich.table import Table as RichTable
 from torch import Tensor
 
 from vmloc_ros import __version__, files
-from vmloc_ros.checkpoint import RETRIEVAL, ModelCard, load_card, load_model
-from vmloc_ros.commands.compare_training import is_finished, plan_job, read_mark, train_all
-from vmloc_ros.commands.evaluate import reader_options, settings_of
-from vmloc_ros.commands.train import choose_recordings
+from vmloc_ros.checkpoint import RETRIEVAL, load_model
+from vmloc_ros.commands.compare_targets import (
+    Entry,
+    Prepared,
+    SampleFolders,
+    model_entries,
+    options_for_models,
+    read_targets,
+)
+from vmloc_ros.commands.compare_training import is_finished, plan_job, train_all
+from vmloc_ros.commands.drives import drives_of, filter_of, in_order
 from vmloc_ros.comparison import (
     RETRIEVAL_NAME,
     Judged,
@@ -30,17 +38,16 @@ from vmloc_ros.comparison import (
     Variant,
     by_variant,
     judge,
+    judge_fused,
     judge_retrieval,
-    load_plan,
     stored_frames,
 )
 from vmloc_ros.comparison_tables import Table, all_tables, markdown
-from vmloc_ros.config import ModelConfig, parse
-from vmloc_ros.errors import ConfigError, VmlocError
+from vmloc_ros.config import ModelConfig
+from vmloc_ros.errors import CheckpointError, ConfigError, VmlocError
+from vmloc_ros.following import Drive
 from vmloc_ros.localizer import load_localizer
 from vmloc_ros.networks.inputs_config import InputShape
-from vmloc_ros.preparation import prepare, store_key
-from vmloc_ros.recordings import open_any
 from vmloc_ros.retrieval import Retrieval
 from vmloc_ros.samples import SampleStore
 from vmloc_ros.split import scored_samples, split
@@ -50,54 +57,10 @@ SAMPLES = "samples"
 JSON, MARKDOWN, FIGURE = "comparison.json", "comparison.md", "comparison.png"
 GIVEN = "given"
 """The name of the frames that models are judged on which were not trained here."""
-PIPED_WIDTH = 120
+PIPED_WIDTH = 160
 NOT_LEARNT = ("running_mean", "running_var", "num_batches_tracked")
 
 FrameSets = dict[str, NDArray[np.int64]]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Samples of one kind, and the key that tells the kinds apart."""
-
-    key: str
-    folder: Path
-    store: SampleStore
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model to judge: its folder, how its frames are made, and why there is none (empty if there is one)."""
-
-    variant: str
-    seed: int | None
-    folder: Path
-    config: TrainingConfig
-    failure: str = ""
-
-
-class SampleFolders:
-    """Prepared samples, made once for all models that see the world alike."""
-
-    def __init__(self, data: Path, out: Path, console: Console, allow_missing: bool = False) -> None:
-        self._data = data
-        self._out = out
-        self._console = console
-        self._allow_missing = allow_missing
-        self._known: dict[str, Prepared] = {}
-
-    def of(self, config: TrainingConfig) -> Prepared:
-        """The samples of a configuration. Raises as `vmloc train` does."""
-        about = config.model_dump_json(include={"localizer", "data"}) + str(config.stored_size())
-        if about not in self._known:
-            topics, base = config.localizer.topics, config.localizer.frames.base
-            opened = open_any(config.data.format, self._data, topics, config.data.options, base)
-            recordings = choose_recordings(opened, config.data)
-            key = store_key(config, recordings)
-            folder = self._out / key
-            store = prepare(config, recordings, folder, self._console, self._allow_missing)
-            self._known[about] = Prepared(key, folder, store)
-        return self._known[about]
 
 
 def run_compare(
@@ -112,43 +75,51 @@ def run_compare(
     options: Mapping[str, Any] | None = None,
     allow_missing: bool = False,
 ) -> dict[str, Any]:
-    """Trains what is not trained yet, judges all on the same frames, writes and prints the tables; returns the report.
+    """Trains what is not trained yet, judges all on the same frames, writes and prints the table; returns the report.
 
     Args:
-        targets: one plan (a file), or folders of trained models.
+        targets: plans and training configurations (files), and folders of trained models, in any mixture.
         data: the recordings' folder as its publishers ship it.
         out: receives a folder per run, samples, configs, logs, comparison.json, comparison.md and comparison.png.
-        only: variants of the plan to take.
+        only: variants of the plans to take.
         jobs: trainings at a time.
         json: a further copy of the report.
-        format, recordings, options: for models: the layout of `data`, which recordings to judge on (empty: all), and
-            further arguments of the reader.
+        format, recordings, options: for models alone: the layout of `data`, which recordings to judge on (empty: all),
+            and further arguments of the reader. Beside a plan or a configuration models are judged on its frames.
         allow_missing: go on although more than 1 % of the recordings' files are missing or unusable.
 
     Returns:
         The report; `failed` names the runs that have no result.
 
     Raises:
-        ConfigError: a plan or argument that cannot be; DatasetError, TrainingError: samples cannot be prepared.
+        ConfigError: a target or argument that cannot be; DatasetError, TrainingError: samples cannot be prepared.
     """
     console = Console(stderr=True)
     folders = SampleFolders(data, out / SAMPLES, console, allow_missing)
-    if len(targets) == 1 and targets[0].is_file():
+    chosen = read_targets(targets, only)
+    if chosen.runs:
         if format is not None or recordings or options:
             raise ConfigError(
-                "a plan says itself what it is judged on; --format, --recording, --option and the like are for models"
+                "a plan or a configuration says itself what it is judged on; --format, --recording, --option and the "
+                "like are for models alone"
             )
-        runs = load_plan(targets[0], only)
-        samples = folders.of(runs[0].config)
-        sets = frame_sets(runs[0].config, samples.store)
-        entries = train_plan(runs, data, out, folders, jobs, console, allow_missing)
+        reference = chosen.runs[0].config
+        samples = folders.of(reference)
+        sets = frame_sets(reference, samples.store)
+        judged = sorted({samples.store.recordings[n] for i in sets.values() for n in samples.store.recording_of[i]})
+        layout, shared = reference.data.format, options_for_models(reference)
+        models = model_entries(chosen.models, layout, judged, shared, chosen.runs)
+        entries = [*train_plan(chosen.runs, data, out, folders, jobs, console, allow_missing), *models]
     else:
         if format is None or only:
-            raise ConfigError("models need --format, and know no --only; or give one plan (a YAML file)")
-        entries = model_entries(targets, format, recordings, dict(options or {}))
-        samples = folders.of(entries[0].config)
+            raise ConfigError("models need --format, and know no --only; or give a plan or a configuration (YAML)")
+        entries = model_entries(chosen.models, format, recordings, dict(options or {}))
+        known = next((entry.config for entry in entries if entry.config is not None), None)
+        if known is None:
+            raise CheckpointError(entries[0].failure if entries else "there is no model to compare")
+        samples = folders.of(known)
         sets = {GIVEN: np.arange(len(samples.store))}
-    results = judge_all(entries, folders, sets, samples.store, console)
+    results = judge_all(entries, folders, sets, samples, console)
     report = report_of(targets, results, sets, samples.store)
     write_comparison(out, report, by_variant(results), {name: len(indices) for name, indices in sets.items()})
     if json is not None:
@@ -185,65 +156,38 @@ def train_plan(
     allow_missing: bool = False,
 ) -> list[Entry]:
     """Trains what is not finished; every run becomes an entry, those that failed with their reason."""
-    todo = []
+    todo, unprepared = [], dict[str, str]()
     for run in runs:
-        prepared = folders.of(run.config)
+        try:
+            prepared = folders.of(run.config)
+        except VmlocError as error:
+            unprepared[run.name] = str(error)
+            console.print(f"FAILED {run.name}: {error}", soft_wrap=True)
+            continue
         if is_finished(run, prepared.key, out / run.name):
             console.print(f"{run.name} is trained already")
         else:
             todo.append(plan_job(run, prepared.key, prepared.folder, out / run.name, jobs))
-    failures = train_all(todo, data, out, jobs, console, ["--allow-missing"] if allow_missing else [])
+    failures = unprepared | train_all(todo, data, out, jobs, console, ["--allow-missing"] if allow_missing else [])
     return [Entry(run.variant, run.seed, out / run.name, run.config, failures.get(run.name, "")) for run in runs]
 
 
-def model_entries(
-    folders: Sequence[Path], format: str, recordings: Sequence[str], options: dict[str, Any]
-) -> list[Entry]:
-    """Trained models as entries: those of an earlier comparison by variant and seed, others named like their folders.
-
-    Raises:
-        ConfigError: two of the same name; CheckpointError: no model there.
-    """
-    entries: list[Entry] = []
-    for folder in folders:
-        mark = read_mark(folder)
-        name, seed = (mark.variant, mark.config.seed) if mark is not None else (folder.resolve().name, None)
-        if name == RETRIEVAL_NAME or (name, seed) in [(entry.variant, entry.seed) for entry in entries]:
-            raise ConfigError(f"{folder}: the name {name!r} is taken; models are named like their folders: rename it")
-        config = model_config(folder, load_card(folder), format, recordings, options)
-        entries.append(Entry(name, seed, folder, config))
-    return entries
-
-
-def model_config(
-    folder: Path, card: ModelCard, format: str, recordings: Sequence[str], options: dict[str, Any]
-) -> TrainingConfig:
-    """How a trained model's frames are made, as `vmloc evaluate` does, as the configuration that samples are prepared
-    with."""
-    values = {
-        "name": card.name,
-        "data": {"format": format, "train": list(recordings), "options": reader_options(folder, format, options)},
-        "localizer": settings_of(folder, card, None).model_dump(),
-        "network": card.network.model_dump(),
-        "augmentation": {"margin": card.crop_margin},
-    }
-    return parse(TrainingConfig, values, str(folder))
-
-
 def judge_all(
-    entries: Sequence[Entry], folders: SampleFolders, sets: FrameSets, reference: SampleStore, console: Console
+    entries: Sequence[Entry], folders: SampleFolders, sets: FrameSets, reference: Prepared, console: Console
 ) -> list[Result]:
     """A result for every entry, and for the nearest training image where a model has such an index."""
     results = []
     baseline: Result | None = None
+    everything = np.unique(np.concatenate(list(sets.values())))
+    drives = drives_of(reference.store, everything, reference.recordings)
     for number, entry in enumerate(entries, 1):
         result = Result(entry.variant, entry.seed, entry.failure)
-        if not entry.failure:
+        if not entry.failure and entry.config is not None:
             console.print(f"judging {entry.folder.name} ({number} of {len(entries)})")
             try:
                 store = folders.of(entry.config).store
-                chosen = {name: same_frames(reference, indices, store) for name, indices in sets.items()}
-                result = judge_model(entry, store, chosen)
+                chosen = {name: same_frames(reference.store, indices, store) for name, indices in sets.items()}
+                result = judge_model(entry, store, chosen, drives)
                 if baseline is None and (entry.folder / RETRIEVAL).is_file():
                     retrieval = Retrieval(entry.folder / RETRIEVAL)
                     judged = {n: judge_retrieval(retrieval, stored_frames(store, i)) for n, i in chosen.items()}
@@ -263,12 +207,28 @@ def same_frames(reference: SampleStore, indices: NDArray[np.int64], store: Sampl
     return np.array([places[name] for name in names if name in places], dtype=np.int64)
 
 
-def judge_model(entry: Entry, store: SampleStore, sets: FrameSets) -> Result:
-    """Scores of one model. Raises CheckpointError where it cannot be loaded."""
+def judge_model(entry: Entry, store: SampleStore, sets: FrameSets, drives: Mapping[str, Drive]) -> Result:
+    """Scores of one model, alone and with the filter. Raises CheckpointError where it cannot be loaded.
+
+    A network that takes the previous pose is given its own last answer where it is alone, and the filter's pose where
+    there is a filter (unless its configuration says otherwise).
+    """
     card, tensors = load_model(entry.folder)
-    localizer = load_localizer(entry.folder, ModelConfig(path=str(entry.folder), device="auto"))
+    assert entry.config is not None
+    asked = entry.config.localizer.model
+    settings = entry.config.localizer.model_copy(update={"filter": filter_of(entry.folder)})
+    alone = "own" if asked.previous_pose == "filter" else asked.previous_pose
+    localizer = load_localizer(entry.folder, ModelConfig(path=str(entry.folder), previous_pose=alone))
+    told = load_localizer(entry.folder, ModelConfig(path=str(entry.folder), previous_pose=asked.previous_pose))
     localizer.warm_up()
-    judged = {name: judge(localizer, stored_frames(store, indices)) for name, indices in sets.items()}
+    judged = {}
+    for name, indices in sets.items():
+        ordered = in_order(store, indices)
+        there = {store.recordings[number]: drives[store.recordings[number]] for number in store.recording_of[ordered]}
+        judged[name] = replace(
+            judge(localizer, stored_frames(store, ordered)),
+            fused=judge_fused(told, partial(stored_frames, store, ordered), there, settings),
+        )
     seconds, best = card.training.get("seconds"), card.training.get("best_epoch")
     result = Result(
         variant=entry.variant,

@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from vmloc_ros import files
-from vmloc_ros.checkpoint import CONFIG, ModelCard
-from vmloc_ros.commands.compare import SampleFolders, model_config
+from vmloc_ros.checkpoint import ModelCard
+from vmloc_ros.commands.compare_targets import SampleFolders, model_config
+from vmloc_ros.commands.drives import drives_of, filter_of, in_order
 from vmloc_ros.commands.track_tables import print_track
 from vmloc_ros.comparison import stored_frames
-from vmloc_ros.config import FilterConfig, LocalizerConfig, ModelConfig, load_config, parse, read_yaml
+from vmloc_ros.config import FilterConfig, ModelConfig
+from vmloc_ros.datasets.base import Recording
 from vmloc_ros.errors import ConfigError
 from vmloc_ros.evaluation import Answers, modes_for
-from vmloc_ros.following import Drive, Following, OdometryKind, Start, drive_of, follow, start_from
+from vmloc_ros.following import Following, OdometryKind, Start, follow, start_from
 from vmloc_ros.localizer import load_localizer
 from vmloc_ros.localizers.base import Localizer, Remembering
 from vmloc_ros.odometry_drift import (
@@ -116,7 +118,8 @@ def run_track(
         given = model_config(model, localizer.card, format, recordings, dict(options or {}))
         store = SampleFolders(source, folder, console).of(given).store
         indices = chosen_frames(store, given, blocks)
-        drives = drives_of(store, indices, given, source, odometry == "recording")
+        recorded = odometry == "recording"
+        drives = drives_of(store, indices, recordings_of(given, source, recorded), recorded)
         localizer.warm_up()
         start_given = start if deviation_m or deviation_entries else None
         with progress_bar(console) as bar:
@@ -148,18 +151,6 @@ def run_track(
     return report
 
 
-def filter_of(model: Path, config: Path | None, observations: bool = True) -> FilterConfig:
-    """The filter's parameters: of a parameter file, or of the model's training."""
-    settings = LocalizerConfig()
-    if config is not None:
-        settings = load_config(config)
-    elif (model / CONFIG).is_file():
-        settings = parse(LocalizerConfig, read_yaml(model / CONFIG).get("localizer") or {}, str(model / CONFIG))
-    if observations or "use_observations" not in FilterConfig.model_fields:
-        return settings.filter
-    return settings.filter.model_copy(update={"use_observations": False})
-
-
 def chosen_frames(store: SampleStore, config: TrainingConfig, blocks: Sequence[str]) -> NDArray[np.int64]:
     """The samples of the blocks, recording by recording in order of stamp.
 
@@ -171,31 +162,19 @@ def chosen_frames(store: SampleStore, config: TrainingConfig, blocks: Sequence[s
             parse_range(text)
         except ValueError as error:
             raise ConfigError(f"--blocks: {error}") from error
-    indices = np.lexsort((store.stamps_ns, store.recording_of))
-    if not blocks:
-        return indices
-    return indices[in_blocks(positions_of(store, config.data), blocks)[indices]]
+    indices = np.arange(len(store))
+    if blocks:
+        indices = np.flatnonzero(in_blocks(positions_of(store, config.data), blocks))
+    return in_order(store, indices)
 
 
-def drives_of(
-    store: SampleStore, indices: NDArray[np.int64], config: TrainingConfig, source: Path, with_odometry: bool
-) -> dict[str, Drive]:
-    """The mountings, and the odometry where it is asked for, of the recordings of some samples.
-
-    7-Scenes has an odometry only where it is computed from its depth images, which is done here.
-    """
+def recordings_of(config: TrainingConfig, source: Path, with_odometry: bool) -> list[Recording]:
+    """All recordings; those of 7-Scenes have an odometry only where it is computed from their depth images."""
     options = dict(config.data.options)
     if config.data.format == "sevenscenes" and with_odometry:
         options["odometry"] = "rgbd"
     settings = config.localizer
-    opened = open_any(config.data.format, source, settings.topics, options, settings.frames.base)
-    by_name = {recording.name: recording for recording in opened}
-    drives = {}
-    for number in dict.fromkeys(store.recording_of[indices].tolist()):
-        first = indices[store.recording_of[indices] == number][0]
-        name, stamp_ns = store.recordings[number], int(store.stamps_ns[first])
-        drives[name] = drive_of(by_name[name], stamp_ns, store.T_map_camera[first], with_odometry)
-    return drives
+    return open_any(config.data.format, source, settings.topics, options, settings.frames.base)
 
 
 # ------------------------------------------------------------------------------------------------------------- report

@@ -44,19 +44,19 @@ def error_table(report: Mapping[str, Any]) -> Table:
     """Position and rotation errors of T_map_base, and NEES."""
     table = _table(
         "errors of T_map_base",
-        ("frames", "median\nm", "mean\nm", "p95\nm", "max\nm", "median\ndeg", "mean\ndeg", "p95\ndeg", "NEES\n/ 6"),
+        ("frames", "median\nm", "mean\nm", "p95\nm", "max\nm", "median\ndeg", "mean\ndeg", "NEES\n/ 6"),
     )
     rows = [("network alone", report["network"]), ("dead reckoning", report["dead_reckoning"])]
     rows.append(("fused", report["fused"]))
     if "undeviated" in report:
-        rows.append(("fused, start undeviated", report["undeviated"]["fused"]))
+        rows.append(("fused, not deviated", report["undeviated"]["fused"]))
     for name, entry in rows:
         errors = entry["errors"]
         if errors is None:
-            table.add_row(name, "0", *["-"] * 8)
+            table.add_row(name, "0", *["-"] * 7)
             continue
         numbers = [errors["position_m"][how] for how in ("median", "mean", "p95", "max")]
-        numbers += [errors["rotation_deg"][how] for how in ("median", "mean", "p95")]
+        numbers += [errors["rotation_deg"][how] for how in ("median", "mean")]
         nees = f"{entry['nees']['mean'] / 6.0:.2f}" if "nees" in entry else "-"
         table.add_row(name, str(errors["n"]), *(f"{value:.3f}" for value in numbers), nees)
     return table
@@ -93,7 +93,8 @@ def _drift_cell(entry: Mapping[str, Any]) -> str:
 
 
 def _table(title: str, headers: Sequence[str]) -> Table:
-    table = Table("", box=SIMPLE_HEAD, title=title, title_justify="left")
+    table = Table("", box=SIMPLE_HEAD, title=title, title_justify="left", padding=0)
+    table.columns[0].no_wrap = True
     for header in headers:
         table.add_column(header, justify="right")
     return table
