@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from typer.testing import CliRunner
 from vmloc_ros import cli
 from vmloc_ros.checkpoint import RETRIEVAL, WEIGHTS, save_model
 from vmloc_ros.commands.compare import run_compare, same_frames
-from vmloc_ros.commands.compare_training import MARK, Job, is_finished, plan_job, write_mark
+from vmloc_ros.commands.compare_targets import read_targets
+from vmloc_ros.commands.compare_training import MARK, Job, is_finished, plan_job, read_mark, write_mark
 from vmloc_ros.comparison import (
     CORRUPTIONS,
     INTACT,
@@ -41,7 +43,7 @@ from vmloc_ros.comparison import (
 )
 from vmloc_ros.comparison_tables import all_tables, markdown
 from vmloc_ros.config import ModelConfig
-from vmloc_ros.errors import ConfigError
+from vmloc_ros.errors import CheckpointError, ConfigError
 from vmloc_ros.localizer import load_localizer
 from vmloc_ros.networks.vmloc import VMLoc
 from vmloc_ros.plots_comparison import plot_comparison
@@ -120,6 +122,36 @@ def test_a_plan_becomes_runs(tmp_path: Path) -> None:
 def test_plans_that_cannot_be(tmp_path: Path, variants: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_plan(write_plan(tmp_path, variants))
+
+
+def test_a_variant_may_have_a_configuration_of_its_own(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, {"one": {"network": {"latent": 8}}, "two": {"config": "other.yaml", "seeds": [1, 2]}})
+    other = merge(TINY, {"name": "other", "network": {"latent": 24}, "data": {"options": {"lidar": "velodyne_left"}}})
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(merge(other, {"data": {"validation": ["v"]}})))
+    runs = load_plan(plan)
+    assert [run.name for run in runs] == ["one_1", "two_1", "two_2"]
+    assert [run.config.network.model_dump()["latent"] for run in runs] == [8, 24, 24]
+    assert runs[1].config.name == "other_two"  # and its lidar changes no frame
+    alone = tmp_path / "alone.yaml"
+    alone.write_text(yaml.safe_dump({"common": {"seed": 0}, "variants": {"two": {"config": "other.yaml"}, "one": {}}}))
+    with pytest.raises(ConfigError, match="variant one has no configuration"):
+        load_plan(alone)
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(merge(other, {"data": {"validation": ["w"]}})))
+    with pytest.raises(ConfigError, match=r"variant two changes data: data\.validation is \['w'\]"):
+        load_plan(plan)
+
+
+def test_targets_are_sorted_out(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, {"poe": {}, "vmloc": {"seeds": [1, 2]}})
+    folder = tmp_path / "model"
+    found = read_targets([plan, folder, tmp_path / "base.yaml"], [])
+    assert [run.name for run in found.runs] == ["poe_1", "vmloc_1", "vmloc_2", "base_0"]
+    assert found.models == (folder,)
+    with pytest.raises(ConfigError, match="base_0 is given twice"):
+        read_targets([tmp_path / "base.yaml", tmp_path / "base.yaml"], [])
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({**TINY, "data": {"validation": ["w"]}}))
+    with pytest.raises(ConfigError, match=r"variant other changes data: data\.validation"):
+        read_targets([plan, tmp_path / "other.yaml"], [])
 
 
 def test_an_unknown_variant_is_told_the_nearest(tmp_path: Path) -> None:
@@ -242,7 +274,8 @@ def test_seeds_together(values: list[float]) -> None:
 
 def made_up(variant: str, seed: int, mean_m: float, modes: tuple[str, ...] = ("RGB_DEPTH", "RGB_ONLY")) -> Result:
     error = {"position_m": {"mean": mean_m, "median": 0.5 * mean_m}, "rotation_deg": {"mean": 2.0, "median": 1.0}}
-    entry = {"errors": error, "nees": {"mean": 9.0}}
+    fused = {"errors": {"position_m": {"mean": 0.25 * mean_m}, "rotation_deg": {"mean": 0.5}}, "nees": {"mean": 3.0}}
+    entry = {"errors": error, "nees": {"mean": 9.0}, "fused": fused}
     scores = {"validation": {mode: {INTACT: entry} for mode in modes}}
     return Result(variant, seed, parameters=1_500_000, training_s=60.0, latency_ms=5.0, scores=scores)
 
@@ -252,8 +285,9 @@ def test_the_table_says_everything() -> None:
     variants = by_variant([*results, made_up("image", 1, 4.0, ("RGB_ONLY",))])
     tables = all_tables(variants, {"validation": 7})
     text = markdown(tables)
-    assert "| poe | 1, 2 | both | 2.000 ± 1.414 | 2.00 ± 0.00 | 1.000 ± 0.707 | 1.00 ± 0.00 | 1.50 ± 0.00 |" in text
-    assert "| image | 1 | RGB alone | 4.000 | 2.00 | 2.000 | 1.00 | 1.50 |" in text
+    both = "| poe | 1, 2 | both | 2.000 ± 1.414 | 2.00 ± 0.00 | 1.000 ± 0.707 | 1.00 ± 0.00 | 1.50 ± 0.00 | "
+    assert both + "0.500 ± 0.354 | 0.50 ± 0.00 | 0.50 ± 0.00 | 5.0 ± 0.0 | 1.50 | 60 ± 0 |" in text
+    assert "| image | 1 | RGB alone | 4.000 | 2.00 | 2.000 | 1.00 | 1.50 | 1.000 | 0.50 | 0.50 | 5.0 | 1.50 |" in text
     assert "| bad | failed |" in text
     assert "| bad | 1 | no memory \\| sorry |" in text
     assert "7 validation frames" in text
@@ -348,9 +382,31 @@ def test_a_comparison_from_plan_to_table(scene: Path, tmp_path: Path) -> None:
     alone = run_compare([out / "good_1"], scene, tmp_path / "alone", format="sevenscenes", options=options)
     assert [variant["name"] for variant in alone["variants"]] == ["good", RETRIEVAL_NAME]
     assert alone["variants"][0]["seeds"] == [1]
+    fused = report["runs"][0]["scores"]["validation"]["RGB_ONLY"][INTACT]["fused"]
+    assert fused["odometry"] == "none"
+    assert fused["errors"]["n"] + sum(fused["no_pose"].values()) == 10
     given_mean = alone["runs"][0]["scores"]["given"]["RGB_ONLY"][INTACT]["errors"]["position_m"]["mean"]
     judged_mean = report["runs"][0]["scores"]["validation"]["RGB_ONLY"][INTACT]["errors"]["position_m"]["mean"]
     assert given_mean == pytest.approx(judged_mean)
+
+    mixture = mixed(out, tmp_path, scene)
+    by_name = {variant["name"]: variant for variant in mixture["variants"]}
+    assert list(by_name) == ["good", "copied", "missing", RETRIEVAL_NAME]
+    assert by_name["good"]["numbers"] == by_name["copied"]["numbers"]  # the same weights on the same frames
+    assert mixture["failed"] == ["missing"]
+    assert "no such model folder" in by_name["missing"]["failed"][0]["reason"]
+    assert mixture["judged_on"]["validation"]["frames"] == 10
+
+
+def mixed(out: Path, tmp_path: Path, scene: Path) -> dict[str, Any]:
+    """A configuration that is trained already, a model's folder of another name, and one that is not there."""
+    mark = read_mark(out / "good_1")
+    assert mark is not None
+    config = tmp_path / "good.yaml"
+    config.write_text(yaml.safe_dump(mark.config.model_dump(mode="json")))
+    shutil.copytree(out / "good_1", tmp_path / "copied")
+    (tmp_path / "copied" / MARK).unlink()
+    return run_compare([config, tmp_path / "copied", tmp_path / "missing"], scene, out)
 
 
 def test_arguments_that_do_not_fit(world: tuple[SampleStore, Path], scene: Path, tmp_path: Path) -> None:
@@ -359,5 +415,7 @@ def test_arguments_that_do_not_fit(world: tuple[SampleStore, Path], scene: Path,
     with pytest.raises(ConfigError, match="the name 'model' is taken"):
         run_compare([world[1], world[1]], scene, tmp_path, format="sevenscenes")
     plan = write_plan(tmp_path, {"poe": {}})
+    with pytest.raises(CheckpointError, match="no such model folder"):
+        run_compare([tmp_path / "nowhere"], scene, tmp_path, format="sevenscenes")
     with pytest.raises(ConfigError, match="are for models"):
         run_compare([plan], scene, tmp_path, format="sevenscenes")
