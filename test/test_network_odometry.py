@@ -14,6 +14,7 @@ from vmloc_ros.config import FilterConfig, FrameNames, LocalizerConfig, ModelCon
 from vmloc_ros.geometry import Array, adjoint, exp_se3, inverse, log_se3
 from vmloc_ros.increments import Segment
 from vmloc_ros.network_odometry import ChainedPose, NetworkOdometry, filter_of
+from vmloc_ros.odometry import buffer_of
 from vmloc_ros.types import CameraMotion
 
 CONFIG = FilterConfig()
@@ -239,3 +240,14 @@ def test_the_filter_takes_the_calibrated_covariance_and_the_trainings_gap_only_f
     assert filter_of(network, 1.2).max_odometry_gap_s == 1.2
     assert filter_of(network, 0.1).max_odometry_gap_s == network.filter.max_odometry_gap_s
     assert filter_of(network, None).max_odometry_gap_s == network.filter.max_odometry_gap_s
+
+
+def test_an_odometry_extended_by_a_predicted_pose_leaves_the_measured_one_as_it_was() -> None:
+    measured = buffer_of([stamp(0), stamp(1)], np.stack([driven(0, 0), driven(0, 1)]))
+    longer = measured.extended(stamp(2), driven(0, 2))
+    found = longer.pose_at(stamp(2))
+    assert found is not None
+    np.testing.assert_array_equal(found, driven(0, 2))
+    assert measured.newest_ns == stamp(1)
+    with pytest.raises(TypeError, match="snapshot"):
+        longer.insert(stamp(3), np.eye(4))
