@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
-from torch import Tensor
 
 from vmloc_ros import __version__, files
-from vmloc_ros.checkpoint import RETRIEVAL, load_model
+from vmloc_ros.checkpoint import RETRIEVAL, ModelCard, load_card
 from vmloc_ros.commands.compare_targets import (
     Entry,
     Prepared,
@@ -47,6 +46,7 @@ from vmloc_ros.config import ModelConfig
 from vmloc_ros.errors import CheckpointError, ConfigError, VmlocError
 from vmloc_ros.following import Drive
 from vmloc_ros.localizer import load_localizer
+from vmloc_ros.networks.build import build_network
 from vmloc_ros.networks.inputs_config import InputShape
 from vmloc_ros.retrieval import Retrieval
 from vmloc_ros.samples import SampleStore
@@ -58,7 +58,6 @@ JSON, MARKDOWN, FIGURE = "comparison.json", "comparison.md", "comparison.png"
 GIVEN = "given"
 """The name of the frames that models are judged on which were not trained here."""
 PIPED_WIDTH = 160
-NOT_LEARNT = ("running_mean", "running_var", "num_batches_tracked")
 
 FrameSets = dict[str, NDArray[np.int64]]
 
@@ -213,7 +212,7 @@ def judge_model(entry: Entry, store: SampleStore, sets: FrameSets, drives: Mappi
     A network that takes the previous pose is given its own last answer where it is alone, and the filter's pose where
     there is a filter (unless its configuration says otherwise).
     """
-    card, tensors = load_model(entry.folder)
+    card = load_card(entry.folder)
     assert entry.config is not None
     asked = entry.config.localizer.model
     settings = entry.config.localizer.model_copy(update={"filter": filter_of(entry.folder)})
@@ -233,7 +232,7 @@ def judge_model(entry: Entry, store: SampleStore, sets: FrameSets, drives: Mappi
     result = Result(
         variant=entry.variant,
         seed=entry.seed,
-        parameters=learnt(tensors),
+        parameters=learnt(card),
         training_s=float(seconds) if isinstance(seconds, (int, float)) else None,
         best_epoch=best if isinstance(best, int) else None,
         threads=torch.get_num_threads(),
@@ -249,9 +248,9 @@ def _scored(result: Result, judged: Mapping[str, Judged]) -> Result:
     return replace(result, scores=scores, latency_ms=statistics.median(latencies_ms) if latencies_ms else None)
 
 
-def learnt(tensors: Mapping[str, Tensor]) -> int:
-    """How many numbers a network learns: all but the running statistics of its normalisation layers."""
-    return sum(tensor.numel() for name, tensor in tensors.items() if not name.endswith(NOT_LEARNT))
+def learnt(card: ModelCard) -> int:
+    """How many numbers a network learns: neither statistics nor what it keeps of the training images."""
+    return sum(parameter.numel() for parameter in build_network(card.network).parameters())
 
 
 def report_of(

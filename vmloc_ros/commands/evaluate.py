@@ -27,7 +27,7 @@ from vmloc_ros.run_log import trajectory_of
 from vmloc_ros.samples import Labelled
 from vmloc_ros.trajectory import write_tum
 
-SENSOR_OPTIONS = ("lidar", "camera", *TOPIC_OPTIONS, *LABEL_OPTIONS)
+SENSOR_OPTIONS = ("lidar", "camera", "focal_px", *TOPIC_OPTIONS, *LABEL_OPTIONS)
 """Options of a reader that say which sensors are looked at: by default those of the training."""
 
 
