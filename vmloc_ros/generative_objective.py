@@ -93,7 +93,7 @@ class GenerativeObjective(Learning):
 
     def _poses(self, batch: Batch, own: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The positions and rotations that the pose encoder is shown: the frames', with the configured noise."""
-        position_B3, R_B33 = batch.position_B3[rows], rotation_matrix(batch.log_quat_B3[rows])
+        position_B3, R_B33 = batch.position_B3[rows].float(), rotation_matrix(batch.log_quat_B3[rows].float())
         moves_3, turns_3 = position_B3.new_tensor([self._config.jitter_position, self._config.jitter_rotation])
         position_B3 = position_B3 + moves_3 * self._noise(batch, own, 3)
         turn_B33 = rotation_matrix(0.5 * turns_3 * self._noise(batch, own, 3))

@@ -183,13 +183,13 @@ class MapRuntime:
         self._normalisation = normalisation
         self.config = network.config
         position_P3, R_P33 = (values.double().cpu().numpy() for values in network.place_poses())
-        self._places_P44 = np.tile(np.eye(4), (len(position_P3), 1, 1))
+        self.places_P44 = np.tile(np.eye(4), (len(position_P3), 1, 1))
         reference = Rotation.from_quat(normalisation.rotation_reference_xyzw).as_matrix()
-        self._places_P44[:, :3, :3] = reference @ R_P33
-        self._places_P44[:, :3, 3] = (
+        self.places_P44[:, :3, :3] = reference @ R_P33
+        self.places_P44[:, :3, 3] = (
             np.array(normalisation.position_mean_m) + normalisation.position_scale_m * position_P3
         )
-        self._expected_PD = self.latent_map.expected(self._places_P44)
+        self._expected_PD = self.latent_map.expected(self.places_P44)
         spacing = [SPACING_POSITION * normalisation.position_scale_m] * 3 + [SPACING_ROTATION] * 3
         self._prior_66 = np.diag(1.0 / np.square(spacing))
 
@@ -232,10 +232,10 @@ class MapRuntime:
         finite_N = np.asarray(np.isfinite(reading.mean_ND + reading.variance_ND).all(axis=1))
         mean_ND = np.where(finite_N[:, None], reading.mean_ND, 0.0)
         weight_ND = 1.0 / (np.where(finite_N[:, None], reading.variance_ND, 1.0) + POSE_VARIANCE)
-        candidates = min(CANDIDATES, len(self._places_P44))
+        candidates = min(CANDIDATES, len(self.places_P44))
         distance_NP = weight_ND @ np.square(self._expected_PD).T - 2.0 * (weight_ND * mean_ND) @ self._expected_PD.T
         best_NK = np.argsort(distance_NP, axis=1, kind="stable")[:, :candidates]
-        start_B44 = self._places_P44[best_NK.ravel()]
+        start_B44 = self.places_P44[best_NK.ravel()]
         found = self._refine(start_B44, np.repeat(mean_ND, candidates, 0), np.repeat(weight_ND, candidates, 0))
         chosen = np.argmin(found.cost_B.reshape(count, -1), axis=1) + candidates * np.arange(count)
         T_N44, scatter_N66 = found.T_B44[chosen], np.linalg.inv(found.information_B66[chosen])
@@ -330,4 +330,5 @@ def mismatch(seen_N3HW: NDArray[np.float32], expected_N3HW: NDArray[np.float32])
 def standardised(pictures_N3HW: NDArray[np.float32]) -> Array:
     """Every colour of every picture with zero mean and unit deviation; a blank one stays zero."""
     centred = pictures_N3HW.astype(float) - pictures_N3HW.mean(axis=(2, 3), keepdims=True)
-    return np.asarray(centred / (centred.std(axis=(2, 3), keepdims=True) + LEAST_DEVIATION), dtype=float)
+    variance = np.square(centred).mean(axis=(2, 3), keepdims=True)
+    return np.asarray(centred / np.sqrt(variance + LEAST_DEVIATION**2), dtype=float)
