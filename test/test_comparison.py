@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from counting import FRAMES, Counting
-from drawn_poses import two_drives
+from drawn_poses import DrawnPoses, two_drives
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import TINY, build, card_of, tiny_config
@@ -35,6 +35,7 @@ from vmloc_ros.comparison import (
     by_variant,
     cases,
     judge,
+    judge_fused,
     judge_retrieval,
     load_plan,
     merge,
@@ -42,16 +43,18 @@ from vmloc_ros.comparison import (
     stored_frames,
 )
 from vmloc_ros.comparison_tables import all_tables, markdown
-from vmloc_ros.config import ModelConfig
+from vmloc_ros.config import LocalizerConfig, ModelConfig
 from vmloc_ros.errors import CheckpointError, ConfigError
+from vmloc_ros.following import Drive
 from vmloc_ros.localizer import load_localizer
+from vmloc_ros.networks.vlocnet_config import MotionCard
 from vmloc_ros.networks.vmloc import VMLoc
 from vmloc_ros.plots_comparison import plot_comparison
 from vmloc_ros.retrieval import Retrieval, write_retrieval
 from vmloc_ros.samples import SampleStore
 from vmloc_ros.training_config import load_training_config
 from vmloc_ros.training_state import STATE
-from vmloc_ros.types import Mode
+from vmloc_ros.types import Mode, OdometrySample
 from vmloc_ros.validation import validate
 
 # --------------------------------------------------------------------------------------------------------------- plan
@@ -419,3 +422,41 @@ def test_arguments_that_do_not_fit(world: tuple[SampleStore, Path], scene: Path,
         run_compare([tmp_path / "nowhere"], scene, tmp_path, format="sevenscenes")
     with pytest.raises(ConfigError, match="are for models"):
         run_compare([plan], scene, tmp_path, format="sevenscenes")
+
+
+# ---------------------------------------------------------------------------------------------------------- the filter
+
+MOTION = MotionCard(max_gap_s=0.5, cov_66=(1e-4 * np.eye(6)).tolist())
+
+
+def test_what_drives_the_filter_is_the_best_there_is() -> None:
+    frames = two_drives(20)
+    at_rest = {"forwards": Drive(np.eye(4)), "backwards": Drive(np.eye(4))}
+    driven = {
+        name: Drive(
+            np.eye(4),
+            tuple(OdometrySample(f.stamp_ns, "odom", "base_link", T) for f, T, drive in frames if drive == name),
+        )
+        for name in at_rest
+    }
+    localizer = DrawnPoses(frames)
+    kinds = {}
+    for name, drives, card in (
+        ("recording", driven, localizer.card),
+        ("none", at_rest, localizer.card),
+        ("network", at_rest, localizer.card.model_copy(update={"motion": MOTION})),
+        ("partly", {**driven, "backwards": at_rest["backwards"]}, localizer.card),
+    ):
+        asked = replace(localizer, card=card)
+        kinds[name] = judge_fused(asked, lambda: iter(frames), drives, LocalizerConfig())
+    assert {name: found[Mode.RGB_DEPTH].odometry for name, found in kinds.items()} == {
+        "recording": "recording",
+        "none": "none",
+        "network": "network",
+        "partly": "none",
+    }
+    assert set(kinds["recording"]) == {Mode.RGB_DEPTH, Mode.RGB_ONLY, Mode.DEPTH_ONLY}
+    fused = kinds["recording"][Mode.RGB_DEPTH]
+    assert {frame.stretch for frame in fused.frames} == {0, 1}
+    alone = fused.network().errors().position_m
+    assert fused.fused(camera=True).errors().position_m.mean() < 0.8 * alone.mean()  # a perfect odometry helps
