@@ -150,6 +150,8 @@ def test_targets_are_sorted_out(tmp_path: Path) -> None:
     found = read_targets([plan, folder, tmp_path / "base.yaml"], [])
     assert [run.name for run in found.runs] == ["poe_1", "vmloc_1", "vmloc_2", "base_0"]
     assert found.models == (folder,)
+    with pytest.raises(ConfigError, match="no such plan"):
+        read_targets([folder, tmp_path / "pllan.yaml"], [])
     with pytest.raises(ConfigError, match="base_0 is given twice"):
         read_targets([tmp_path / "base.yaml", tmp_path / "base.yaml"], [])
     (tmp_path / "other.yaml").write_text(yaml.safe_dump({**TINY, "data": {"validation": ["w"]}}))

@@ -91,6 +91,9 @@ def read_targets(targets: Sequence[Path], only: Sequence[str]) -> Targets:
         ConfigError: a file that is neither, a name that is given twice, or runs that would be judged on other frames.
     """
     runs: list[Run] = []
+    for target in targets:
+        if target.suffix in (".yaml", ".yml") and not target.is_file():
+            raise ConfigError(f"{target}: there is no such plan or training configuration")
     files = [target for target in targets if target.is_file()]
     for path in files:
         if PLAN_KEY in read_yaml(path):
