@@ -207,13 +207,23 @@ class VLocNetLearning(Learning):
     def _motion(self, position_N3: Tensor, log_quat_N3: Tensor) -> tuple[Tensor, Tensor]:
         """The motion from the earlier to the later poses: `camera_motion` of both halves."""
         count = len(position_N3) // 2
-        return camera_motion(
-            position_N3[:count], log_quat_N3[:count], position_N3[count:], log_quat_N3[count:], self.reference_xyzw
-        )
+        with torch.autocast(position_N3.device.type, enabled=False):
+            return camera_motion(
+                position_N3[:count], log_quat_N3[:count], position_N3[count:], log_quat_N3[count:], self.reference_xyzw
+            )
 
 
 def pairs_of(batch: Batch) -> Pairs:
-    """The pairs of a batch of clips of two frames; one that lacks a picture is left out."""
+    """The pairs of a batch of clips of two frames; one that lacks a picture is left out.
+
+    Raises:
+        TrainingError: the labels have come in half precision: the motion between two frames is lost in that.
+    """
+    if batch.position_B3.dtype is not torch.float32:
+        raise TrainingError(
+            f"the labels have come as {batch.position_B3.dtype}, which rounds the motion between two frames away: set "
+            "precision to 32-true"
+        )
     present = batch.inputs[Modality.RGB.value]
     there = torch.full((len(batch.samples),), -1, dtype=torch.long, device=present.rows_N.device)
     there[present.rows_N] = torch.arange(len(present.rows_N), device=there.device)
