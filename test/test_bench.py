@@ -47,13 +47,17 @@ def test_late_poses_are_a_second_late_and_really_fused() -> None:
     assert counters["verdict.fused"] == 40
 
 
-def test_latent_codes_are_really_fused_and_tell_what_the_textbook_says() -> None:
-    drive = bench._Drive()
+@pytest.mark.parametrize("by_a_map", [False, True])
+def test_latent_codes_are_really_fused(by_a_map: bool) -> None:
+    drive = bench._Drive(bench.MapCode(bench.DRIVE_CENTRE_M, bench.DRIVE_RADIUS_M) if by_a_map else None)
     for _ in range(20):
-        drive.advance()
+        drive.look()
         result = drive.measure_latent()
         assert result.verdict is Verdict.FUSED
         assert "by its pose" not in result.reason
+
+
+def test_latent_codes_tell_what_the_textbook_says() -> None:
     rng, P = np.random.default_rng(0), np.diag(bench.LATE_DEVIATIONS**2)
     code = latent_code(bench.LATE_DEVIATIONS, rng).seen(np.eye(4), rng)
     known = code.at(np.eye(4))
@@ -90,6 +94,7 @@ def test_the_whole_benchmark_with_the_packaged_model(tmp_path: Path, project_roo
         ("an odometry sample", 0.04),
         ("a pose 1 s late, 100 samples again", 2.5),
         ("latent update, 256 dimensions", 2.0),
+        ("latent update, 256 dimensions, by a map's network", 2.0),
     ]
 
 

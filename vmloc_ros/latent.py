@@ -154,7 +154,7 @@ class _Posterior:
 
     def at(self, X: Array) -> _Point:
         """The posterior at a pose."""
-        offset = log_se3(self._inverse @ X)
+        offset = np.zeros(6) if X is self._T else log_se3(self._inverse @ X)
         d = offset[self.rows]
         P_X = self._P
         if d.any():

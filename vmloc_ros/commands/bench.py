@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vmloc_ros import files
-from vmloc_ros.commands.bench_latent import LATENT, latent_code
+from vmloc_ros.commands.bench_latent import LATENT, LatentCode, MapCode, latent_code
 from vmloc_ros.commands.bench_projection import bench_projection
 from vmloc_ros.commands.demo import packaged_model
 from vmloc_ros.config import FilterConfig, FrameNames, LocalizerConfig
@@ -36,6 +36,7 @@ from vmloc_ros.types import (
     Frame,
     FrameKey,
     MeasurementResult,
+    Observation,
     OdometrySample,
     PinholeIntrinsics,
     PointField,
@@ -51,6 +52,7 @@ TURN_SAMPLES = 100
 LATE_SAMPLES, BETWEEN_POSES = 100, 20
 """How many odometry samples have come since a late pose was measured, and come between two such poses."""
 ODOMETRY_LIMIT_MS, LATE_LIMIT_MS, LATENT_LIMIT_MS = 0.04, 2.5, 2.0
+DRIVE_CENTRE_M, DRIVE_RADIUS_M = np.array([0.0, 40.0, 0.0]), 40.0
 LATE_DEVIATIONS = np.array([0.1] * 3 + [0.01] * 3)
 T_BASE_CAMERA = make_pose([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], [0.5, 0.0, 1.5])
 
@@ -212,35 +214,39 @@ def filter_rows(share: float) -> list[Row]:
     return [
         replace(odometry, ms=ms, reference_ms=reference_ms, limit_ms=ODOMETRY_LIMIT_MS),
         replace(pose, limit_ms=LATE_LIMIT_MS),
-        latent_row(repeats),
+        *latent_rows(repeats),
     ]
 
 
-def latent_row(repeats: int) -> Row:
-    """A measurement that is a latent code, with all that the filter does about it, beside the paper's eqs. 6-8."""
-    drive = _Drive()
-    row = timed(
-        "filter",
-        f"latent update, {LATENT} dimensions",
-        drive.measure_latent,
-        f"the same in latent space, with a {LATENT}x{LATENT} inverse",
-        drive.textbook_update,
-        repeats,
-        before=drive.advance,
-    )
-    return replace(row, limit_ms=LATENT_LIMIT_MS)
+def latent_rows(repeats: int) -> list[Row]:
+    """Measurements that are latent codes, with all that the filter does about them, beside the paper's eqs. 6-8.
+
+    Once with a Jacobian that is there, and once with a Generative Map's, which is computed at every working point.
+    """
+    textbook = f"the same in latent space, with a {LATENT}x{LATENT} inverse"
+    rows = []
+    for name, code in (
+        (f"latent update, {LATENT} dimensions", latent_code(LATE_DEVIATIONS, np.random.default_rng(0))),
+        (f"latent update, {LATENT} dimensions, by a map's network", MapCode(DRIVE_CENTRE_M, DRIVE_RADIUS_M)),
+    ):
+        drive = _Drive(code)
+        row = timed("filter", name, drive.measure_latent, textbook, drive.textbook_update, repeats, drive.look)
+        rows.append(replace(row, limit_ms=LATENT_LIMIT_MS))
+    return rows
 
 
 class _Drive:
     """A filter that has been driving at 100 Hz; every 0.2 s a pose comes that belongs to a second ago."""
 
-    def __init__(self) -> None:
+    def __init__(self, code: LatentCode | MapCode | None = None) -> None:
         self._rng = np.random.default_rng(0)
+        self._plain_code = latent_code(LATE_DEVIATIONS, np.random.default_rng(0))
+        self._code = code or self._plain_code
+        self._seen: Observation = self._plain_code
         self._step = exp_se3([0.08, 0.0, 0.0, 0.0, 0.0, 0.002])
         self._poses: deque[tuple[int, Array]] = deque(maxlen=LATE_SAMPLES + 1)
         self._stamp_ns, self._pose = 1_000_000_000, np.eye(4)
         self._prepared: list[OdometrySample] = []
-        self._code = latent_code(LATE_DEVIATIONS, self._rng)
         self.fusion = Fusion(FilterConfig(), FrameNames())
         self.advance(2 * LATE_SAMPLES)
         for _ in range(20):  # three that agree start the filter
@@ -272,17 +278,23 @@ class _Drive:
         noise = exp_se3(self._rng.normal(0.0, LATE_DEVIATIONS))
         return self.fusion.add_measurement(PoseMeasurement(stamp_ns, pose @ noise, np.diag(LATE_DEVIATIONS**2)))
 
+    def look(self) -> None:
+        """Drives on, and prepares the latent code of the newest sample's pose."""
+        self.advance()
+        self._seen = self._code.seen(self._pose, self._rng)
+
     def measure_latent(self) -> MeasurementResult:
-        """A latent code of the newest sample's pose."""
-        seen = self._code.seen(self._pose, self._rng)
-        offered = PoseMeasurement(self._stamp_ns, self._pose, np.diag(LATE_DEVIATIONS**2), "map", observation=seen)
+        """The code through the filter."""
+        offered = PoseMeasurement(
+            self._stamp_ns, self._pose, np.diag(LATE_DEVIATIONS**2), "map", observation=self._seen
+        )
         return self.fusion.add_measurement(offered)
 
     def textbook_update(self) -> None:
         """The same with nothing but the textbook's formulas."""
         state = self.fusion.state()
         assert state is not None
-        self._code.textbook_update(state.cov_66)
+        self._plain_code.textbook_update(state.cov_66)
 
 
 class _PlainPrediction:

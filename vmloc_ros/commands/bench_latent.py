@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vmloc_ros.geometry import Array, inverse, log_se3
-from vmloc_ros.types import Information
+from vmloc_ros.types import Information, Observation
 
 LATENT = 256
 """Dimensions of the Generative Map's latent code for a street."""
@@ -44,3 +44,35 @@ def latent_code(deviations_6: Array, rng: np.random.Generator) -> LatentCode:
     """A code that tells a pose about as well as a measured one with these standard deviations."""
     J_D6 = rng.normal(size=(LATENT, 6)) / (deviations_6 * np.sqrt(LATENT))
     return LatentCode(np.eye(4), J_D6, rng.uniform(0.5, 2.0, LATENT), np.zeros(LATENT))
+
+
+class MapCode:
+    """What an untrained Generative Map of a street would see: as much work as with a trained one."""
+
+    def __init__(self, centre_m: Array, radius_m: float) -> None:
+        """Where the street is."""
+        import torch  # only here: the rest of the table does without
+
+        from vmloc_ros.networks.config import Normalisation
+        from vmloc_ros.networks.generative_map import GenerativeMap
+        from vmloc_ros.networks.generative_map_config import GenerativeMapConfig
+        from vmloc_ros.runtimes.generative_map import LatentMap
+
+        torch.manual_seed(0)
+        normalisation = Normalisation(
+            rgb_mean=[0.5] * 3,
+            rgb_std=[0.25] * 3,
+            depth_log_mean=1.0,
+            depth_log_std=1.0,
+            position_mean_m=centre_m.tolist(),
+            position_scale_m=radius_m,
+            rotation_reference_xyzw=[0.0, 0.0, 0.0, 1.0],
+        )
+        self._map = LatentMap(GenerativeMap(GenerativeMapConfig(latent=LATENT)), normalisation)
+
+    def seen(self, T: Array, rng: np.random.Generator) -> Observation:
+        """The code of a pose, with noise."""
+        from vmloc_ros.runtimes.generative_map import LatentObservation
+
+        code_D = self._map.expected(T[None])[0] + rng.normal(0.0, 0.1, LATENT)
+        return LatentObservation(self._map, code_D, np.full(LATENT, 0.01), 0.01)
