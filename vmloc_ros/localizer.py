@@ -18,12 +18,17 @@ from vmloc_ros.config import ModelConfig
 from vmloc_ros.errors import CheckpointError, ConfigError
 from vmloc_ros.localizers.base import Localizer
 from vmloc_ros.localizers.generative_map import MapLocalizer
+from vmloc_ros.localizers.pose_graph import PoseGraphLocalizer
+from vmloc_ros.localizers.retrieval import RetrievalLocalizer
 from vmloc_ros.localizers.single_frame import VMLocLocalizer
 from vmloc_ros.localizers.vlocnet import VLocNetLocalizer
 from vmloc_ros.neighbour_file import read_neighbours
 from vmloc_ros.networks.build import build_network
+from vmloc_ros.pose_graph import load_gtsam
 from vmloc_ros.runtimes.build import build_runtime
 from vmloc_ros.runtimes.generative_map import MapRuntime
+from vmloc_ros.runtimes.retrieval import RetrievalRuntime
+from vmloc_ros.runtimes.torch import Runtime
 from vmloc_ros.runtimes.vlocnet import VLocNetRuntime
 from vmloc_ros.types import Modality, Mode
 
@@ -61,12 +66,17 @@ def use_threads(asked: int) -> int:
 def load_localizer(path: Path, config: ModelConfig) -> Localizer:
     """Loads a trained model and gets it ready (call `warm_up` before the first frame that matters).
 
+    Where its card has a pose graph, its answers go through that (`localizers.pose_graph`).
+
     Raises:
         CheckpointError: the folder or one of its files is missing, malformed or of another training.
         ConfigError: an unknown device, or something the model cannot do (an odometry of its own).
+        SetupError: the card has a pose graph, and GTSAM is not installed.
     """
     device, fallback = choose_device(config.device)
     card, tensors = load_model(path)
+    if card.pose_graph is not None:
+        load_gtsam()  # before the seconds that a network takes
     if config.odometry == "network" and card.motion is None:
         raise ConfigError(
             f"model.odometry is network, but {path} ({card.network.architecture}) tells no motion between frames: set "
@@ -82,10 +92,18 @@ def load_localizer(path: Path, config: ModelConfig) -> Localizer:
         )
     use_threads(config.threads)
     runtime = build_runtime(network, card.normalisation, card.latent_samples, device)
+    localizer = _localizer_of(path, card, runtime, config, fallback)
+    return localizer if card.pose_graph is None else PoseGraphLocalizer(localizer, card.pose_graph)
+
+
+def _localizer_of(path: Path, card: ModelCard, runtime: Runtime, config: ModelConfig, fallback: str) -> Localizer:
+    """The localizer of a network's kind."""
     if isinstance(runtime, MapRuntime):
         return MapLocalizer(card, runtime, fallback, read_neighbours(path, card))
     if isinstance(runtime, VLocNetRuntime):
         return VLocNetLocalizer(card, runtime, config.previous_pose, fallback, read_neighbours(path, card))
+    if isinstance(runtime, RetrievalRuntime):
+        return RetrievalLocalizer(card, runtime, fallback, read_neighbours(path, card))
     return VMLocLocalizer(card, runtime, fallback, read_neighbours(path, card))
 
 

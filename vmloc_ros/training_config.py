@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from vmloc_ros.config import LocalizerConfig, StrictModel, parse, read_yaml
 from vmloc_ros.losses import Distance, EncoderGradient
 from vmloc_ros.networks.config import AnyNetwork, NetworkConfig
-from vmloc_ros.networks.generative_map_config import GenerativeMapObjective
+from vmloc_ros.networks.generative_map_config import GenerativeMapConfig, GenerativeMapObjective
 from vmloc_ros.networks.vlocnet_config import VLocNetConfig, VLocNetObjective
 from vmloc_ros.pose_graph_config import PoseGraphConfig
 
@@ -337,6 +337,8 @@ class TrainingConfig(StrictModel):
             raise ValueError(f"objective.relative is for architecture vmloc, not {self.network.architecture}")
         if isinstance(self.network, VLocNetConfig):
             self._check_vlocnet(self.network)
+        if self.pose_graph is not None and isinstance(self.network, GenerativeMapConfig):
+            raise ValueError("pose_graph smooths poses, but generative_map gives the filter something else: remove it")
         if self.trunk_weights != "none" and getattr(self.network, "trunk", "small") == "small":
             raise ValueError(f"trunk_weights is {self.trunk_weights}, but network.trunk small has none; take a resnet")
         return self
