@@ -12,20 +12,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import build, tiny_config
+from safetensors.torch import save_file
 from scipy.spatial.transform import Rotation
 from torch import Tensor
+from torchvision import models
 
 from vmloc_ros.batches import BatchMaker, Part, targets
 from vmloc_ros.clips import Clips
 from vmloc_ros.config import parse
-from vmloc_ros.errors import ConfigError
+from vmloc_ros.errors import CheckpointError, ConfigError, TrainingError
 from vmloc_ros.networks.build import build_network
 from vmloc_ros.networks.config import Normalisation
 from vmloc_ros.networks.vlocnet import VLocNet, correlation
 from vmloc_ros.networks.vlocnet_config import VLocNetConfig
 from vmloc_ros.runtimes.vlocnet import motion_poses, motion_vectors
 from vmloc_ros.samples import SampleStore
-from vmloc_ros.training_config import TrainingConfig
+from vmloc_ros.training_config import ClipConfig, TrainingConfig
+from vmloc_ros.trunk_weights import load_trunk_weights
 from vmloc_ros.vlocnet_objective import (
     GAP_TOLERANCE,
     GLOBAL,
@@ -52,6 +55,17 @@ NETWORK: dict[str, Any] = {
     "grid_columns": 2,
     "hidden": 12,
     "dropout": 0.0,
+}
+
+RESNET: dict[str, Any] = {
+    "architecture": "vlocnet",
+    "trunk": "resnet18",
+    "width": 32,
+    "height": 24,
+    "grid_rows": 1,
+    "grid_columns": 1,
+    "reduced": 0,
+    "hidden": 8,
 }
 
 
@@ -176,6 +190,33 @@ def test_correlation_is_highest_where_a_shifted_map_fits() -> None:
     now = torch.roll(before, (-1, 2), dims=(2, 3))  # now[y, x] = before[y + 1, x - 2]
     inner = correlation(before, now, 2)[0, :, 3:-3, 3:-3].mean(dim=(1, 2))
     assert int(inner.argmax()) == (1 + 2) * 5 + (-2 + 2)
+
+
+def test_imagenet_s_weights_go_to_all_streams_and_widened_units_keep_their_further_channels(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    resnet = models.resnet18(weights=None).eval()
+    save_file({name: tensor.contiguous() for name, tensor in resnet.state_dict().items()}, tmp_path / "w.safetensors")
+    network = VLocNet(
+        VLocNetConfig.model_validate({**RESNET, "activation": "relu", "shared_stages": 2, "previous_channels": 5})
+    ).eval()
+    random_7 = network.last[0].conv1.weight[:, 256:].clone()  # type: ignore[index]
+    load_trunk_weights(network, str(tmp_path / "w.safetensors"))
+    image = pictures(2)
+    with torch.inference_mode():
+        stem = resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(image))))
+        expected = resnet.layer3(resnet.layer2(resnet.layer1(stem)))
+        seen = network.see(image)
+    for features in seen:
+        assert features is not None
+        assert torch.allclose(features, expected, atol=1e-5)
+    for stage, extra in ((network.last, 5), (network.pair[0], 256)):
+        kernel = stage[0].conv1.weight  # type: ignore[index]
+        assert kernel.shape[1] == 256 + extra
+        assert torch.equal(kernel[:, :256], resnet.layer4[0].conv1.weight)
+    assert torch.equal(network.last[0].conv1.weight[:, 256:], random_7)  # type: ignore[index]
+    other = VLocNet(VLocNetConfig.model_validate(RESNET | {"trunk": "resnet34"}))
+    with pytest.raises(CheckpointError, match=r"layer1\.2"):
+        load_trunk_weights(other, str(tmp_path / "w.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -341,3 +382,28 @@ def test_the_earlier_frame_is_answered_without_a_previous_pose(
     else:
         assert not torch.allclose(given_N7[8:, :3], pairs.position_N3[:8])
         assert not given_N7.requires_grad
+
+
+def test_rounded_labels_and_clips_that_are_no_pairs_are_refused(world: tuple[SampleStore, Normalisation]) -> None:
+    config = pair_config()
+    batch = maker(world, config).make(np.arange(1, 9), (1,))
+    with pytest.raises(TrainingError, match="32-true"):
+        pairs_of(batch._replace(position_B3=batch.position_B3.bfloat16()))
+    triples = config.objective.model_copy(update={"clip": ClipConfig(frames=3)})
+    with pytest.raises(TrainingError, match="set it to 2"):
+        VLocNetLearning(VLocNet(config.network), triples)  # type: ignore[arg-type]
+
+
+def test_a_pair_that_lacks_a_picture_is_left_out(world: tuple[SampleStore, Normalisation]) -> None:
+    config = pair_config()
+    batch = maker(world, config).make(np.arange(1, 5), (1,))
+    present = batch.inputs["rgb"]
+    rows = torch.tensor([0, 1, 2, 4, 5, 6, 7])  # the second pair's later frame has none
+    some = batch._replace(inputs={"rgb": present._replace(images_NCHW=present.images_NCHW[rows], rows_N=rows)})
+    pairs = pairs_of(some)
+    assert pairs.which_B.tolist() == [0, 2, 3]
+    assert pairs.of == 4
+    whole = pairs_of(batch)
+    kept = [0, 2, 3, 4, 6, 7]
+    assert torch.equal(pairs.images_NCHW, whole.images_NCHW[kept])
+    assert torch.equal(pairs.position_N3, whole.position_N3[kept])
