@@ -88,13 +88,11 @@ def test_poses_a_thousand_kilometres_away_are_stored_exactly() -> None:
     assert np.allclose(again.poses()[[0, -1]], T[[0, -1]], rtol=0.0, atol=1e-9)
 
 
-@pytest.mark.parametrize("colour", [(0, 0, 0), (128, 128, 128), (255, 0, 0)])
-def test_a_picture_of_one_colour_has_no_pose(colour: tuple[int, int, int]) -> None:
-    blank = np.broadcast_to(np.array(colour, np.uint8), (1, 24, 32, 3))
-    raw = runtime_of(pictures(3), poses(3)).infer(np.concatenate([blank, pictures(1)]), None)
-    assert not np.isfinite(raw.T_map_camera[0]).all()
-    assert np.isfinite(raw.T_map_camera[1]).all()
-    assert np.isfinite(raw.latents_ND).all()
+def test_numbers_stay_finite_whatever_the_picture() -> None:
+    blank = np.zeros((1, 24, 32, 3), np.uint8)
+    raw = runtime_of(np.concatenate([blank, pictures(2)]), poses(3)).infer(blank, None)
+    assert np.isfinite(raw.T_map_camera).all()
+    assert np.array_equal(raw.latents_ND, np.zeros_like(raw.latents_ND))
 
 
 def test_other_inputs_are_refused() -> None:
@@ -178,8 +176,6 @@ def test_its_answers_are_training_poses_with_a_covariance(model: Path) -> None:
         assert np.abs(known.poses() - answer.T_map_camera).max(axis=(1, 2)).min() < 1e-12
         assert np.linalg.eigvalsh(answer.cov_66).min() > 0.0
         assert answer.mode is Mode.RGB_ONLY
-    black = np.zeros((camera.height, camera.width, 3), np.uint8)
-    assert isinstance(localizer.localize(Frame(FrameKey(1, 1), camera, black, None, {})), NoPose)
 
 
 def test_a_card_of_another_number_of_images_is_refused(model: Path, tmp_path: Path) -> None:
@@ -199,6 +195,16 @@ def test_it_localizes_in_a_bag_and_is_compared(model: Path, sequence: Path, tmp_
     report = run_compare([model], sequence, tmp_path / "table", format="sevenscenes", options={"odometry": "none"})
     assert report["failed"] == []
     assert [run["variant"] for run in report["runs"]] == ["found", "retrieval"]
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (128, 128, 128), (255, 0, 0)])
+def test_a_picture_of_one_colour_has_no_pose(model: Path, colour: tuple[int, int, int]) -> None:
+    localizer = load_localizer(model, ModelConfig(device="cpu", threads=1))
+    camera = localizer.card.camera
+    rgb = np.full((camera.height, camera.width, 3), colour, np.uint8)
+    answer = localizer.localize(Frame(FrameKey(1, 1), camera, rgb, None, {}))
+    assert isinstance(answer, NoPose)
+    assert "one colour" in answer.reason
 
 
 def test_frames_of_another_camera_are_refused(model: Path) -> None:

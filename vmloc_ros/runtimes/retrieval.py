@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmloc_ros.errors import ModelInputError
-from vmloc_ros.networks.retrieval import RetrievalNetwork, constant, normalised, thumbnail
+from vmloc_ros.networks.retrieval import RetrievalNetwork, normalised, thumbnail
 from vmloc_ros.runtimes.torch import RawPoses
 from vmloc_ros.types import Modality
 
@@ -22,7 +22,8 @@ class RetrievalRuntime:
         self._poses_K44 = network.poses()
 
     def infer(self, rgb_NHW3: NDArray[np.uint8] | None, depth_NHW: NDArray[np.floating] | None) -> RawPoses:
-        """See `Runtime`. A picture that is one colour all over has no pose: NaN. The scatter is zero.
+        """See `Runtime`. The scatter is zero. A picture of one colour has a latent of zeros and any pose: see
+        `localizers.retrieval`.
 
         Raises:
             ModelInputError: no colour images, or depth, or images of another size.
@@ -34,9 +35,7 @@ class RetrievalRuntime:
                 f"rgb is {rgb_NHW3.shape[1:3]}, the network takes {self._config.height}x{self._config.width}"
             )
         count = len(rgb_NHW3)
-        thumbnails = np.stack([thumbnail(image) for image in rgb_NHW3])
-        latents_ND = normalised(thumbnails)
+        latents_ND = normalised(np.stack([thumbnail(image) for image in rgb_NHW3]))
         nearest_N = np.argmax(latents_ND @ self._thumbnails_KD.T, axis=1)
-        poses, scatter = self._poses_K44[nearest_N], np.zeros((count, 6, 6))
-        poses[constant(thumbnails), :3] = np.nan
-        return RawPoses(poses, scatter, {Modality.RGB.value: np.ones(count)}, latents_ND)
+        shares = {Modality.RGB.value: np.ones(count)}
+        return RawPoses(self._poses_K44[nearest_N], np.zeros((count, 6, 6)), shares, latents_ND)
