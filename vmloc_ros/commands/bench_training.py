@@ -29,6 +29,7 @@ from torchvision import models
 
 from vmloc_ros import files
 from vmloc_ros.batches import Batch
+from vmloc_ros.machines import PrecisionName, precision_of
 from vmloc_ros.networks.config import NetworkConfig
 from vmloc_ros.networks.vmloc import Present, VMLoc
 from vmloc_ros.objective import Objective
@@ -51,7 +52,7 @@ class Case:
     latent: int = 1024
     frames: int = 10
     samples: int = 10
-    precision: str = "32-true"
+    precision: PrecisionName = "32-true"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def run_bench_training(
         console: where the table is printed.
     """
     console, rows = console or Console(), list[TrainingRow]()
-    precisions = ["32-true"] if quick or not has_bfloat16() else ["32-true", "bf16-mixed"]
+    precisions: list[PrecisionName] = ["32-true"] if quick or not has_bfloat16() else ["32-true", "bf16-mixed"]
     with console.status("timing") as status:
         for precision in precisions:
             status.update(f"timing: training, {precision}")
@@ -157,7 +158,7 @@ def our_step(case: Case, pictures: dict[str, Tensor], position: Tensor, log_quat
         ObjectiveConfig(samples=case.samples, latent_weight=SCALE),
     )
     config = OptimizerConfig()
-    fabric = Fabric(accelerator="cpu", devices=1, precision=case.precision)  # type: ignore[arg-type]
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[precision_of(case.precision, "cpu")])
     model, optimizer = fabric.setup(objective, build_optimizer(objective.parameters(), config, "cpu"))
     inputs = {
         name: Present(pictures[name][rows].contiguous(memory_format=torch.channels_last), rows)
