@@ -121,7 +121,7 @@ def solve(
     parameters.setRelativeErrorTol(1e-8)
     try:
         best = gtsam.LevenbergMarquardtOptimizer(graph, guess, parameters).optimize()
-        marginals = gtsam.Marginals(graph, best)
+        marginals: Any = gtsam.Marginals(graph, best) if len(judged) else None
         covariances = {node: reordered(marginals.marginalCovariance(node)) for node in judged}
     except (RuntimeError, ValueError) as error:
         raise GeometryError(f"the pose graph cannot be solved ({str(error).strip().splitlines()[0]})") from error

@@ -71,7 +71,7 @@ app = typer.Typer(
 )
 
 for _command in (
-    *(work.demo, work.localize, work.fuse, work.error_model),
+    *(work.demo, work.localize, work.fuse, work.smooth, work.error_model),
     *(data.town, data.convert, data.train, data.evaluate, data.track, data.calibrate, data.compare, data.import_vmloc),
     *(graph.play, graph.record, graph.watch),
     *(work.plot, work.map_view, work.bench, work.soak, work.doctor, work.params),

@@ -5,8 +5,9 @@ demo, localize, fuse, error-model, plot, map-view, bench, soak, doctor, params.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -78,17 +79,54 @@ def fuse(
     extrinsics = [_number(word) for word in odometry_extrinsics.split()] or None
     settings = load_config(config).filter if config is not None else None
     result = run_fuse(odometry, poses, out, sigma_m, sigma_deg, extrinsics, truth, json, settings)
-    for name in ("odometry", "poses", "fused"):
-        words = [f"{result[name]['samples']} samples"]
-        if "position_m" in result[name]:
-            position, rotation = result[name]["position_m"], result[name]["rotation_deg"]
-            words.append(f"mean error {position['mean']:.2f} m {rotation['mean']:.2f} deg, max {position['max']:.2f} m")
-        print(f"{name}: {', '.join(words)}")
+    _print_tracks(result, ("odometry", "poses", "fused"))
     model = (
         f"{name} {found['value']:.5f} +- {found['deviation']:.5f}" for name, found in result["odometry_model"].items()
     )
     print(f"odometry's model: {', '.join(model)}")
     print(f"wrote {out}")
+
+
+def smooth(
+    odometry: Annotated[Path, typer.Argument(help="TUM file, or RobotCar's vo.csv.")],
+    poses: Annotated[Path, typer.Argument(help="TUM file of measured poses; 6 more columns are deviations.")],
+    out: Annotated[Path, typer.Option(help="TUM file to write.")],
+    sigma_m: Annotated[float | None, typer.Option(help="Position deviation where the file gives none.")] = None,
+    sigma_deg: Annotated[float | None, typer.Option(help="Rotation deviation where the file gives none.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="TUM file or ins.csv to measure against.")] = None,
+    odometry_extrinsics: Annotated[
+        str, typer.Option(metavar="'X Y Z QX QY QZ QW'", help="T_base_odometry; by default none, or RobotCar's.")
+    ] = "",
+    config: Config = None,
+    json: Json = None,
+) -> None:
+    """Find the most likely whole drive, from files: what `vmloc fuse` would say if it knew what comes later.
+
+    Example: vmloc smooth vo.csv poses.tum --out smoothed.tum --sigma-m 3 --sigma-deg 2
+    """
+    from vmloc_ros.commands.smooth import run_smooth
+    from vmloc_ros.config import load_config
+
+    extrinsics = [_number(word) for word in odometry_extrinsics.split()] or None
+    settings = load_config(config).filter if config is not None else None
+    result = run_smooth(odometry, poses, out, sigma_m, sigma_deg, extrinsics, truth, json, settings)
+    _print_tracks(result, ("odometry", "poses", "fused", "smoothed"))
+    if "nees" in result:
+        shares = (f"{name} {found['mean'] / found['dof']:.2f}" for name, found in result["nees"].items())
+        print(f"NEES / dof: {', '.join(shares)}")
+    model = (f"{name} {value:.5f}" for name, value in result["odometry_model"].items())
+    print(f"odometry's model: {', '.join(model)}")
+    print(f"wrote {out}")
+
+
+def _print_tracks(result: dict[str, Any], names: Iterable[str]) -> None:
+    """One line for each trajectory of a result: samples, and errors where they are known."""
+    for name in names:
+        words = [f"{result[name]['samples']} samples"]
+        if "position_m" in result[name]:
+            position, rotation = result[name]["position_m"], result[name]["rotation_deg"]
+            words.append(f"mean error {position['mean']:.2f} m {rotation['mean']:.2f} deg, max {position['max']:.2f} m")
+        print(f"{name}: {', '.join(words)}")
 
 
 def error_model(

@@ -19,6 +19,7 @@ from vmloc_ros.trajectory import Trajectory, read_tum, write_tum
 from vmloc_ros.types import FusedState, OdometrySample, PoseMeasurement
 
 FRAMES = FrameNames()
+MODEL_NAMES = ("log_scale", "heading_rad", "yaw_bias_rad_per_m")
 DEFAULT_SIGMA_M, DEFAULT_SIGMA_DEG = 1.0, 2.0
 
 
@@ -78,7 +79,7 @@ def run_fuse(
         "counters": fusion.counters(),
     }
     if truth is not None:
-        _compare(result, read_tum(truth), odometry, measurements, states)
+        compare(result, read_tum(truth), odometry, measurements, states)
     if json is not None:
         files.write_json(json, result)
     return result
@@ -87,10 +88,9 @@ def run_fuse(
 def _model(fusion: Fusion) -> dict[str, dict[str, float]]:
     """What the filter has found to be wrong with the odometry by the end, with its standard deviations."""
     values, deviations = fusion.odometry_model()
-    names = ("log_scale", "heading_rad", "yaw_bias_rad_per_m")
     return {
         name: {"value": float(value), "deviation": float(deviation)}
-        for name, value, deviation in zip(names, values, deviations, strict=True)
+        for name, value, deviation in zip(MODEL_NAMES, values, deviations, strict=True)
     }
 
 
@@ -190,7 +190,7 @@ def _posterior(fusion: Fusion, stamp_ns: int) -> Iterator[FusedState]:
         yield state
 
 
-def _compare(
+def compare(
     result: dict[str, Any],
     truth: Trajectory,
     odometry: Trajectory,
@@ -206,12 +206,13 @@ def _compare(
     if len(dead):  # dead reckoning from the true start
         T_map_odom = truth.interpolate(int(dead.stamps_ns[0])) @ inverse(dead.poses_N44[0])
         result["odometry"] |= metrics.error_summary(dead.transformed(T_map_odom), truth)
-    for name, trajectory in (("poses", poses), ("fused", fused)):
+    for name, trajectory in (("poses", poses), ("fused", fused)) if states else (("poses", poses),):
         known = metrics.covered(trajectory, truth)
         if len(known) == 0:
             raise TrajectoryError("the truth shares no stamp with the poses: are both in the same clock?")
         result[name] |= metrics.error_summary(known, truth)
-    result["nees"] = nees_summary(states, truth)
+    if states:
+        result["nees"] = nees_summary(states, truth)
 
 
 def nees_summary(states: Sequence[FusedState], truth: Trajectory) -> dict[str, dict[str, float]]:
