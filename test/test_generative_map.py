@@ -216,7 +216,7 @@ def test_the_mismatch_does_not_see_the_light(gain: float, offset: float, seed: i
     other = rng.uniform(0.2, 0.8, (1, 3, 16, 32)).astype(np.float32)
     assert mismatch(picture, (gain * picture + offset).astype(np.float32))[0] < 0.1
     assert 1.2 < mismatch(picture, other)[0] < 1.5
-    assert mismatch(picture, np.full_like(picture, 0.5))[0] > 0.9  # a blank one fits nothing
+    assert mismatch(picture, np.full_like(picture, 0.5))[0] > 1.4  # a blank one fits nothing
 
 
 # ------------------------------------------------------------------------------------------------------------ training

@@ -27,6 +27,9 @@ from vmloc_ros.types import CameraPrior, Frame, Mode, NoPose, PoseEstimate
 FITS_NOWHERE = 0.1
 """A frame whose health is below this gets no pose: the view expected at the best place shows something else."""
 
+UNLIKE = 1.35
+"""A mismatch above this is a correlation below 0.1."""
+
 CHUNK = 32
 
 
@@ -128,7 +131,10 @@ class MapLocalizer:
 
 
 def health(apart: float, card: MapCard) -> float:
-    """1 up to the validation frames' median mismatch, 0.5 at their 95th percentile, and halved again as far beyond."""
+    """1 up to the validation frames' median mismatch, 0.5 at their 95th percentile, and halved again as far beyond; 0
+    for a picture that has nothing in common with the view."""
+    if apart > UNLIKE:
+        return 0.0
     spread = max(card.mismatch_p95 - card.mismatch_median, 1e-6)
     return float(0.5 ** max(0.0, (apart - card.mismatch_median) / spread))
 

@@ -38,7 +38,7 @@ SPACING_POSITION, SPACING_ROTATION = 0.1, 0.2
 """How far from a place, in network units and radians, a search expects to end: this prior keeps directions that the
 picture says nothing of (a car never rises or rolls) where the training camera had them."""
 
-LEAST_DEVIATION = 0.01
+LEAST_DEVIATION = 0.001
 """Of a standardised picture's colour, values in 0..1: a black picture fits nothing, instead of being divided by 0."""
 
 
@@ -190,8 +190,9 @@ class MapRuntime:
             np.array(normalisation.position_mean_m) + normalisation.position_scale_m * position_P3
         )
         self._expected_PD = self.latent_map.expected(self.places_P44)
-        spacing = [SPACING_POSITION * normalisation.position_scale_m] * 3 + [SPACING_ROTATION] * 3
-        self._prior_66 = np.diag(1.0 / np.square(spacing))
+        unit_6 = np.array([normalisation.position_scale_m] * 3 + [1.0] * 3)
+        self._near_66 = np.diag(1.0 / np.square(unit_6 * ([SPACING_POSITION] * 3 + [SPACING_ROTATION] * 3)))
+        self._anywhere_66 = np.diag(1.0 / np.square(unit_6))
 
     @property
     def mean_picture_HW3(self) -> NDArray[np.float32]:
@@ -236,26 +237,31 @@ class MapRuntime:
         distance_NP = weight_ND @ np.square(self._expected_PD).T - 2.0 * (weight_ND * mean_ND) @ self._expected_PD.T
         best_NK = np.argsort(distance_NP, axis=1, kind="stable")[:, :candidates]
         start_B44 = self.places_P44[best_NK.ravel()]
-        found = self._refine(start_B44, np.repeat(mean_ND, candidates, 0), np.repeat(weight_ND, candidates, 0))
+        means_BD, weights_BD = (np.repeat(values, candidates, axis=0) for values in (mean_ND, weight_ND))
+        found = self._refine(start_B44, means_BD, weights_BD, self._near_66)
         chosen = np.argmin(found.cost_B.reshape(count, -1), axis=1) + candidates * np.arange(count)
         T_N44, scatter_N66 = found.T_B44[chosen], np.linalg.inv(found.information_B66[chosen])
         T_N44[~finite_N, :3], scatter_N66[~finite_N] = np.nan, np.nan
         return RawPoses(T_N44, scatter_N66, {Modality.RGB.value: np.ones(count)}, reading.mean_ND.astype(np.float32))
 
     def refined(self, reading: Reading, start_N44: Array) -> tuple[Array, Array]:
-        """Where frames fit best near given poses (N, 4, 4), and their information there (N, 6, 6)."""
-        found = self._refine(start_N44, reading.mean_ND, 1.0 / (reading.variance_ND + POSE_VARIANCE))
-        return found.T_B44, found.information_B66 - self._prior_66
+        """Where frames fit best near given poses (N, 4, 4), and their information there (N, 6, 6).
 
-    def _refine(self, start_B44: Array, mean_BD: Array, weight_BD: Array) -> _Fit:
-        """Gauss-Newton with Levenberg's damping, all candidates at once, under the prior of their places."""
-        current = self._fit(start_B44, start_B44, mean_BD, weight_BD)
+        With next to no prior: a deviation of the training's extent (1 network unit) and 1 rad.
+        """
+        weight_ND = 1.0 / (reading.variance_ND + POSE_VARIANCE)
+        found = self._refine(start_N44, reading.mean_ND, weight_ND, self._anywhere_66)
+        return found.T_B44, found.information_B66 - self._anywhere_66
+
+    def _refine(self, start_B44: Array, mean_BD: Array, weight_BD: Array, prior_66: Array) -> _Fit:
+        """Gauss-Newton with Levenberg's damping, all candidates at once, under a prior about where they start."""
+        current = self._fit(start_B44, start_B44, mean_BD, weight_BD, prior_66)
         damping_B = np.full(len(start_B44), FIRST_DAMPING)
         for _ in range(STEPS):
             diagonal_B6 = np.diagonal(current.information_B66, axis1=1, axis2=2) * damping_B[:, None]
             damped_B66 = current.information_B66 + diagonal_B6[:, :, None] * np.eye(6)
             step_B6 = np.linalg.solve(damped_B66, current.gradient_B6[:, :, None])[:, :, 0]
-            tried = self._fit(moved(current.T_B44, step_B6), start_B44, mean_BD, weight_BD)
+            tried = self._fit(moved(current.T_B44, step_B6), start_B44, mean_BD, weight_BD, prior_66)
             better_B = tried.cost_B < current.cost_B
             current = _Fit(
                 *(
@@ -266,17 +272,16 @@ class MapRuntime:
             damping_B = np.where(better_B, damping_B * LESS, damping_B * MORE)
         return current
 
-    def _fit(self, T_B44: Array, start_B44: Array, mean_BD: Array, weight_BD: Array) -> _Fit:
+    def _fit(self, T_B44: Array, start_B44: Array, mean_BD: Array, weight_BD: Array, prior_66: Array) -> _Fit:
         expected_BD, jacobian_B6D = self.latent_map.expected_and_jacobian(T_B44)
         residual_BD = mean_BD - expected_BD
         weighted_B6D = jacobian_B6D * weight_BD[:, None]
         back_B6 = difference(T_B44, start_B44)
         return _Fit(
             T_B44,
-            (weight_BD * np.square(residual_BD)).sum(axis=1)
-            + np.einsum("bi,ij,bj->b", back_B6, self._prior_66, back_B6),
-            (weighted_B6D @ residual_BD[:, :, None])[:, :, 0] + back_B6 @ self._prior_66,
-            weighted_B6D @ np.swapaxes(jacobian_B6D, 1, 2) + self._prior_66,
+            (weight_BD * np.square(residual_BD)).sum(axis=1) + np.einsum("bi,ij,bj->b", back_B6, prior_66, back_B6),
+            (weighted_B6D @ residual_BD[:, :, None])[:, :, 0] + back_B6 @ prior_66,
+            weighted_B6D @ np.swapaxes(jacobian_B6D, 1, 2) + prior_66,
         )
 
     def views(self, T_map_camera_B44: Array) -> NDArray[np.float32]:
@@ -320,14 +325,16 @@ def difference(from_B44: Array, to_B44: Array) -> Array:
 
 
 def mismatch(seen_N3HW: NDArray[np.float32], expected_N3HW: NDArray[np.float32]) -> Array:
-    """How far pictures are from what was expected (N,): the RMS difference after every colour of both was brought to
-    zero mean and unit deviation, so that exposure and the light's tint do not count. 0: alike; 1.4: nothing in common.
+    """How far pictures are from what was expected (N,): `sqrt(2 (1 - r))` with their correlation `r`, the mean of the
+    three colours'. That is the RMS difference after every colour of both was brought to zero mean and unit deviation,
+    so exposure and the light's tint do not count. 0: alike; 1.4: nothing in common, as with a blank picture.
     """
-    apart = standardised(seen_N3HW) - standardised(expected_N3HW)
-    return np.asarray(np.sqrt(np.square(apart).mean(axis=(1, 2, 3))), dtype=float)
+    seen, expected = (_standardised(pictures) for pictures in (seen_N3HW, expected_N3HW))
+    correlation_N = (seen * expected).mean(axis=(1, 2, 3))
+    return np.asarray(np.sqrt(np.maximum(2.0 * (1.0 - correlation_N), 0.0)), dtype=float)
 
 
-def standardised(pictures_N3HW: NDArray[np.float32]) -> Array:
+def _standardised(pictures_N3HW: NDArray[np.float32]) -> Array:
     """Every colour of every picture with zero mean and unit deviation; a blank one stays zero."""
     centred = pictures_N3HW.astype(float) - pictures_N3HW.mean(axis=(2, 3), keepdims=True)
     variance = np.square(centred).mean(axis=(2, 3), keepdims=True)
