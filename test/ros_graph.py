@@ -170,17 +170,25 @@ class Graph:
 
 
 class NodeProcess:
-    """The localizer as a process, with a scripted network."""
+    """The localizer as a process, with a scripted network, or as its users start it (`trained`)."""
 
-    def __init__(self, folder: Path, parameters: dict[str, Any] | None = None, arguments: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        parameters: dict[str, Any] | None = None,
+        arguments: Iterable[str] = (),
+        trained: bool = False,
+    ) -> None:
         self.file = folder / "parameters.yaml"
         content = {**(parameters or {}), "qos_overrides": DEEP_QUEUES}
         content["model"] = {"path": "scripted", "max_pending_frames": 200, **content.get("model", {})}
         self.file.write_text(yaml.safe_dump({"/**": {"ros__parameters": content}}))
         self.log = folder / "node.log"
+        scripted = [str(TEST / "scripted_node.py"), str(self.file)]
+        as_users_do = ["-m", "vmloc_ros.cli", "node", "--params", str(self.file)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(TEST / "scripted_node.py"), str(self.file), *arguments],
+                [sys.executable, *(as_users_do if trained else scripted), *arguments],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=PROJECT,
@@ -203,10 +211,10 @@ class NodeProcess:
 
 @contextlib.contextmanager
 def running_node(
-    folder: Path, parameters: dict[str, Any] | None = None, arguments: Iterable[str] = ()
+    folder: Path, parameters: dict[str, Any] | None = None, arguments: Iterable[str] = (), trained: bool = False
 ) -> Iterator[NodeProcess]:
     """A node that is killed if the test does not end it."""
-    node = NodeProcess(folder, parameters, arguments)
+    node = NodeProcess(folder, parameters, arguments, trained)
     try:
         yield node
     finally:
