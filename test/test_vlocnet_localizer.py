@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -203,6 +204,20 @@ def test_motions_are_those_between_neighbours_in_a_drive(
     assert found.follows_N.tolist() == [False, True, False]
     expected = np.linalg.inv(store.T_map_camera[[3, 4, 8]]) @ store.T_map_camera[[4, 5, 9]]
     assert np.allclose(found.T_true_N44, expected, atol=1e-9)
+
+
+def test_an_answer_that_is_not_finite_is_named(world: tuple[SampleStore, Normalisation]) -> None:
+    store, normalisation = world
+    broken = VLocNet(CONFIG)
+    broken.max_gap_s.fill_(0.15)
+    torch.nn.init.constant_(broken.motion_head.position.bias, math.nan)
+    runtime = VLocNetRuntime(broken, normalisation)
+    assert np.isfinite(validate(runtime, CONFIG, store, np.arange(12))[Mode.RGB_ONLY].T_hat_N44).all()
+    with pytest.raises(TrainingError, match="drive@"):
+        validate_motions(runtime, CONFIG, store, np.arange(12))
+    torch.nn.init.constant_(broken.head.position.bias, math.nan)
+    with pytest.raises(TrainingError, match="drive@"):
+        validate(VLocNetRuntime(broken, normalisation), CONFIG, store, np.arange(12))
 
 
 def made_errors(count: int, bias: float, seed: int = 0) -> MotionErrors:

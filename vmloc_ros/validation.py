@@ -80,7 +80,12 @@ def validate(
 
     VLocNet is told the previous pose as on a robot that has nothing else: its own answer to the frame before, which it
     gave without knowing an earlier one.
+
+    Raises:
+        TrainingError: an answer that is not finite; names the sample.
     """
+    follows = runtime if isinstance(runtime, VLocNetRuntime) and runtime.takes_previous else None
+    before = frames_before(follows, store) if follows else samples
     rows, columns = centre_crop(store.camera.height, store.camera.width, config.height, config.width)
     errors: dict[Mode, ModeErrors] = {}
     for mode, (rgb, depth) in mode_inputs(config).items():
@@ -88,8 +93,8 @@ def validate(
         poses, scatters, latents = [], [], []
         for start in range(0, len(able), CHUNK):
             chunk = able[start : start + CHUNK]
-            if isinstance(runtime, VLocNetRuntime) and runtime.takes_previous:
-                raw = _after_own_answers(runtime, config, store, chunk)
+            if follows:
+                raw = _after_own_answers(follows, config, store, chunk, before[chunk])
             else:
                 raw = runtime.infer(
                     store.rgb[chunk][:, rows, columns] if rgb else None,
@@ -100,6 +105,7 @@ def validate(
             latents.append(raw.latents_ND)
         if poses:
             T_hat = np.concatenate(poses)
+            _check_finite(T_hat, store, able)
             tangent, position, rotation = pose_errors(T_hat, store.T_map_camera[able])
             errors[mode] = ModeErrors(
                 tangent, np.concatenate(scatters), position, rotation, T_hat, np.concatenate(latents), able
@@ -107,15 +113,28 @@ def validate(
     return errors
 
 
+def _check_finite(T_hat_N44: Array, store: SampleStore, samples: NDArray[np.int64]) -> None:
+    """Raises TrainingError, with the first sample's name, where an answer is not finite."""
+    bad = np.flatnonzero(np.logical_not(np.isfinite(T_hat_N44).all(axis=(1, 2))))
+    if len(bad):
+        raise TrainingError(
+            f"{store.name(int(samples[bad[0]]))}: the network's answer is not finite, nor are {len(bad) - 1} others; "
+            "leave such frames out (data.discard), or lower optimizer.peak_learning_rate"
+        )
+
+
 def _after_own_answers(
-    runtime: VLocNetRuntime, config: InputShape, store: SampleStore, samples: NDArray[np.int64]
+    runtime: VLocNetRuntime,
+    config: InputShape,
+    store: SampleStore,
+    samples: NDArray[np.int64],
+    before_N: NDArray[np.int64],
 ) -> RawPoses:
-    """The poses of frames with a picture, each after the network's own answer to the one before it."""
-    before = frames_before(runtime, store)[samples]
+    """The poses of frames with a picture, each after the network's own answer to the one before it (-1: none)."""
     previous = np.full((len(samples), 4, 4), np.nan)
-    known = before >= 0
+    known = before_N >= 0
     if known.any():
-        earlier = runtime.see(_pictures(config, store, before[known]), odometry=False)
+        earlier = runtime.see(_pictures(config, store, before_N[known]), odometry=False)
         previous[known] = runtime.poses(earlier).T_map_camera
     return runtime.poses(runtime.see(_pictures(config, store, samples), odometry=False), previous)
 
@@ -162,6 +181,7 @@ def validate_motions(
         chunk = slice(start, start + CHUNK)
         pictures = (_pictures(config, store, before[chunk]), _pictures(config, store, able[chunk]))
         motions.append(runtime.motions(*(runtime.see(item) for item in pictures)))
+    _check_finite(np.concatenate(motions), store, able)
     true = motion_poses(motion_vectors(store.T_map_camera[before], store.T_map_camera[able]))
     follows = np.concatenate([[False], before[1:] == able[:-1]])[: len(able)]
     return MotionErrors(able, np.concatenate(motions), true, follows)
