@@ -123,7 +123,8 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the masks' places.")] = 0,
     split: Annotated[
-        str | None, typer.Option(help="Only the recordings that the publishers name: test (7-Scenes), loop, full.")
+        str | None,
+        typer.Option(help="Only the recordings that the publishers name: test (7-Scenes, Cambridge), loop, full."),
     ] = None,
     recording: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
     frames: Annotated[str | None, typer.Option(help="7-Scenes: which frames, such as 600-649.")] = None,
