@@ -28,8 +28,8 @@ POSE_VARIANCE = 1.0
 CANDIDATES = 6
 """Places of one frame that a search follows."""
 
-STEPS = 8
-"""Gauss-Newton steps of every candidate."""
+SIFTING_STEPS, STEPS = 2, 6
+"""Gauss-Newton steps of every candidate, and then of the best one."""
 
 FIRST_DAMPING, LESS, MORE = 1e-3, 0.3, 10.0
 """Levenberg's share of the diagonal: at first, and times what after a step that helped or did not."""
@@ -228,7 +228,7 @@ class MapRuntime:
 
     def search(self, reading: Reading) -> RawPoses:
         """Where in the map frames were taken, without any prior: the places whose latents fit best, then Gauss-Newton
-        from each of them; the one that fits best in the end."""
+        from each of them; the one that fits best goes on."""
         count = len(reading.mean_ND)
         finite_N = np.asarray(np.isfinite(reading.mean_ND + reading.variance_ND).all(axis=1))
         mean_ND = np.where(finite_N[:, None], reading.mean_ND, 0.0)
@@ -238,9 +238,11 @@ class MapRuntime:
         best_NK = np.argsort(distance_NP, axis=1, kind="stable")[:, :candidates]
         start_B44 = self.places_P44[best_NK.ravel()]
         means_BD, weights_BD = (np.repeat(values, candidates, axis=0) for values in (mean_ND, weight_ND))
-        found = self._refine(start_B44, means_BD, weights_BD, self._near_66)
-        chosen = np.argmin(found.cost_B.reshape(count, -1), axis=1) + candidates * np.arange(count)
-        T_N44, scatter_N66 = found.T_B44[chosen], np.linalg.inv(found.information_B66[chosen])
+        sifted = self._refine(start_B44, start_B44, means_BD, weights_BD, self._near_66, SIFTING_STEPS)
+        chosen = np.argmin(sifted.cost_B.reshape(count, -1), axis=1) + candidates * np.arange(count)
+        best, start_N44 = sifted.T_B44[chosen], start_B44[chosen]
+        found = self._refine(best, start_N44, mean_ND, weight_ND, self._near_66, STEPS)
+        T_N44, scatter_N66 = found.T_B44, np.linalg.inv(found.information_B66)
         T_N44[~finite_N, :3], scatter_N66[~finite_N] = np.nan, np.nan
         return RawPoses(T_N44, scatter_N66, {Modality.RGB.value: np.ones(count)}, reading.mean_ND.astype(np.float32))
 
@@ -250,14 +252,17 @@ class MapRuntime:
         With next to no prior: a deviation of the training's extent (1 network unit) and 1 rad.
         """
         weight_ND = 1.0 / (reading.variance_ND + POSE_VARIANCE)
-        found = self._refine(start_N44, reading.mean_ND, weight_ND, self._anywhere_66)
+        steps = SIFTING_STEPS + STEPS
+        found = self._refine(start_N44, start_N44, reading.mean_ND, weight_ND, self._anywhere_66, steps)
         return found.T_B44, found.information_B66 - self._anywhere_66
 
-    def _refine(self, start_B44: Array, mean_BD: Array, weight_BD: Array, prior_66: Array) -> _Fit:
-        """Gauss-Newton with Levenberg's damping, all candidates at once, under a prior about where they start."""
-        current = self._fit(start_B44, start_B44, mean_BD, weight_BD, prior_66)
+    def _refine(
+        self, T_B44: Array, start_B44: Array, mean_BD: Array, weight_BD: Array, prior_66: Array, steps: int
+    ) -> _Fit:
+        """Gauss-Newton with Levenberg's damping, all candidates at once, under a prior about where each started."""
+        current = self._fit(T_B44, start_B44, mean_BD, weight_BD, prior_66)
         damping_B = np.full(len(start_B44), FIRST_DAMPING)
-        for _ in range(STEPS):
+        for _ in range(steps):
             diagonal_B6 = np.diagonal(current.information_B66, axis1=1, axis2=2) * damping_B[:, None]
             damped_B66 = current.information_B66 + diagonal_B6[:, :, None] * np.eye(6)
             step_B6 = np.linalg.solve(damped_B66, current.gradient_B6[:, :, None])[:, :, 0]
