@@ -190,6 +190,7 @@ class Replay:
         R = z.cov_66 * self.config.measurement_inflation
         if moment.T_map_base is None or moment.cov_99 is None:
             return self._start(moment, z, R, key)
+        before = moment
         try:
             seen = self._compared(moment, z, R)
             moment, widened, level = self._watched(moment, z.source, seen)
@@ -213,11 +214,11 @@ class Replay:
             if self._outlier_share > 0.0:
                 P = hedged(moment.cov_99, moment.T_map_base, posterior, self._outlier_share)
         except np.linalg.LinAlgError:
-            return moment, MeasurementResult(Verdict.NOT_FINITE, "covariance is numerically singular"), ()
+            return before, MeasurementResult(Verdict.NOT_FINITE, "covariance is numerically singular"), ()
         except GeometryError as error:
-            return moment, MeasurementResult(Verdict.NOT_FINITE, str(error)), ()
+            return before, MeasurementResult(Verdict.NOT_FINITE, str(error)), ()
         if not (np.isfinite(T).all() and np.isfinite(P).all() and P.diagonal()[:6].min() > 0.0):
-            return moment, MeasurementResult(Verdict.NOT_FINITE, "the update would not be finite"), ()
+            return before, MeasurementResult(Verdict.NOT_FINITE, "the update would not be finite"), ()
         after = self._corrected(moment, T, P, z.source)
         after.model_3 = moment.model_3 + shift
         return after, MeasurementResult(Verdict.FUSED, "; ".join(notes), nis, dof), ()
