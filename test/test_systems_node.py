@@ -134,7 +134,9 @@ def test_a_node_with_each_system_localizes_the_same_drive(
     assert np.median([m for m, _ in errors]) < 0.08, f"{name}: {np.median(errors, axis=0)} over a walk of 0.6 m"
     assert all(np.isfinite(message.pose.covariance).all() for message in poses)
     if name == "generative_map":
-        assert views and views[-1].encoding == "rgb8" and views[-1].width == 32
+        assert views
+        assert views[-1].encoding == "rgb8"
+        assert views[-1].width == 32
 
 
 def error_of(message: PoseWithCovarianceStamped) -> tuple[float, float]:
