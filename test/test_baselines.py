@@ -62,7 +62,18 @@ def test_recipes_differ_in_the_method_alone(place: str) -> None:
         "objective.clip",
         "objective.relative",
     }
-    assert differences(files["mapnet"], files["mapnet_pgo"]) == {"name", "pose_graph"}
+    assert differences(files["mapnet"], files["mapnet_pgo"]) == {"name", "pose_graph", "localizer.filter"}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_filter_behind_a_pose_graph_knows_how_long_its_errors_last(place: str) -> None:
+    """Those of the network, and half of the window that consecutive answers share."""
+    config, alone = recipe(f"mapnet_pgo_{place}"), recipe(f"mapnet_{place}")
+    graph = config.pose_graph
+    assert graph is not None
+    lasting = graph.correlation_s + 0.5 * (graph.window - 1) * graph.spacing_s
+    assert config.localizer.filter.measurement_correlation_s == pytest.approx(lasting)
+    assert alone.localizer.filter.measurement_correlation_s == graph.correlation_s
 
 
 @pytest.mark.parametrize("method", ["posenet17", "atloc", "mapnet"])
