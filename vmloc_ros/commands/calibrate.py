@@ -14,6 +14,7 @@ from vmloc_ros import files
 from vmloc_ros.assembly import labelled_frames
 from vmloc_ros.calibration import calibrate_mode, calibration_frames, calibration_lines, cut_blocks
 from vmloc_ros.checkpoint import CARD, ModelCard, fill_network, load_model
+from vmloc_ros.commands.card_parts import card_parts
 from vmloc_ros.commands.evaluate import choose, reader_options, settings_of
 from vmloc_ros.config import LocalizerConfig
 from vmloc_ros.datasets.base import Recording
@@ -116,7 +117,10 @@ def recalibrated(
         "frames": len(store),
         **{mode.value: error.summary() for mode, error in errors.items()},
     }
-    return card.model_copy(update={"calibration": calibration, "scores": {**card.scores, "calibrated_on": scores}})
+    parts = card_parts(card.network, runtime, store, np.arange(len(store)))
+    return card.model_copy(
+        update={"calibration": calibration, "scores": {**card.scores, "calibrated_on": scores}, **parts}
+    )
 
 
 def _samples(

@@ -93,7 +93,8 @@ def finish(
         },
         training=provenance(config, store, train_samples, validation_samples, trained),
         licence=str(about.get("licence", "")),
-        **card_parts(config, runtime, store, train_samples, judged_samples),
+        pose_graph=config.pose_graph,
+        **card_parts(config.network, runtime, store, judged_samples),
     )
     missing = [mode for mode in modes_of(card) if mode not in card.calibration]
     if missing:
