@@ -78,6 +78,7 @@ def solve(
     judged: Sequence[int],
     kernel: float = 0.0,
     model_variances_3: Array | None = None,
+    model_guess_3: Array = UNCALIBRATED,
 ) -> Solution:
     """The poses that fit the anchors and the ways best, by Levenberg-Marquardt.
 
@@ -90,6 +91,7 @@ def solve(
             kernel; 0: all count alike.
         model_variances_3: estimate scale, heading and yaw bias of the odometry as well (see `odometry_model`), known by
             these variances beforehand; None: they are zero.
+        model_guess_3: where to start with these.
 
     Raises:
         SetupError: GTSAM is not installed.
@@ -115,7 +117,7 @@ def solve(
     if model_variances_3 is not None:
         deviations = gtsam.noiseModel.Diagonal.Variances(np.maximum(model_variances_3, MIN_VARIANCE))
         graph.add(gtsam.PriorFactorVector(model, np.zeros(SIZE), deviations))
-        guess.insert(model, np.zeros(SIZE))
+        guess.insert(model, np.asarray(model_guess_3))
     parameters = gtsam.LevenbergMarquardtParams()
     parameters.setMaxIterations(MAX_ITERATIONS)
     parameters.setRelativeErrorTol(1e-8)

@@ -34,7 +34,7 @@ from vmloc_ros.fusion import Fusion
 from vmloc_ros.geometry import Array, inverse, log_se3
 from vmloc_ros.increments import Segment
 from vmloc_ros.moment import Moment
-from vmloc_ros.odometry_model import prior_variances
+from vmloc_ros.odometry_model import UNCALIBRATED, prior_variances
 from vmloc_ros.pose_graph import MIN_VARIANCE, Anchor, Way, load_gtsam, solve
 from vmloc_ros.replay import Replay
 from vmloc_ros.trajectory import NANOSECONDS, Trajectory, read_tum, write_tum
@@ -176,7 +176,7 @@ def smoothed(
     growth = correlation_growth(seconds, config.measurement_correlation_s)
     variances = prior_variances(config)
     model_variances = variances if variances.any() else None
-    ways, poses, rounds = chain.ways(), guess_N44, 0
+    ways, poses, model, rounds = chain.ways(), guess_N44, UNCALIBRATED, 0
     while True:
         rounds += 1
         squares = np.array(
@@ -187,12 +187,12 @@ def smoothed(
             Anchor(k, z.T_map_base, R * (g / w))
             for k, z, R, g, w in zip(nodes, measured, inflated, growth, weights, strict=True)
         ]
-        found = solve(poses, anchors, ways, [], model_variances_3=model_variances)
+        found = solve(poses, anchors, ways, [], 0.0, model_variances, model)
         moved = float(np.linalg.norm(found.poses_N44[:, :3, 3] - poses[:, :3, 3], axis=1).max())
-        poses = found.poses_N44
+        poses, model = found.poses_N44, found.model_3
         if moved < SETTLED_M or rounds == ROUNDS:
             break
-    found = solve(poses, anchors, ways, range(len(poses)), model_variances_3=model_variances)
+    found = solve(poses, anchors, ways, range(len(poses)), 0.0, model_variances, model)
     states = [
         FusedState(stamp, T, found.covariances[k], T @ inverse(chain.T_start_N44[k]))
         for k, (stamp, T) in enumerate(zip(chain.stamps_ns.tolist(), found.poses_N44, strict=True))
