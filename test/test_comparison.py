@@ -280,6 +280,7 @@ def test_seeds_together(values: list[float]) -> None:
 def made_up(variant: str, seed: int, mean_m: float, modes: tuple[str, ...] = ("RGB_DEPTH", "RGB_ONLY")) -> Result:
     error = {"position_m": {"mean": mean_m, "median": 0.5 * mean_m}, "rotation_deg": {"mean": 2.0, "median": 1.0}}
     fused = {"errors": {"position_m": {"mean": 0.25 * mean_m}, "rotation_deg": {"mean": 0.5}}, "nees": {"mean": 3.0}}
+    fused["odometry"] = "network"
     entry = {"errors": error, "nees": {"mean": 9.0}, "fused": fused}
     scores = {"validation": {mode: {INTACT: entry} for mode in modes}}
     return Result(variant, seed, parameters=1_500_000, training_s=60.0, latency_ms=5.0, scores=scores)
@@ -291,8 +292,11 @@ def test_the_table_says_everything() -> None:
     tables = all_tables(variants, {"validation": 7})
     text = markdown(tables)
     both = "| poe | 1, 2 | both | 2.000 ± 1.414 | 2.00 ± 0.00 | 1.000 ± 0.707 | 1.00 ± 0.00 | 1.50 ± 0.00 | "
-    assert both + "0.500 ± 0.354 | 0.50 ± 0.00 | 0.50 ± 0.00 | 5.0 ± 0.0 | 1.50 | 60 ± 0 |" in text
-    assert "| image | 1 | RGB alone | 4.000 | 2.00 | 2.000 | 1.00 | 1.50 | 1.000 | 0.50 | 0.50 | 5.0 | 1.50 |" in text
+    assert both + "0.500 ± 0.354 | 0.50 ± 0.00 | 0.50 ± 0.00 | network | 5.0 ± 0.0 | 1.50 | 60 ± 0 |" in text
+    assert (
+        "| image | 1 | RGB alone | 4.000 | 2.00 | 2.000 | 1.00 | 1.50 | 1.000 | 0.50 | 0.50 | network | 5.0 | 1.50 |"
+        in text
+    )
     assert "| bad | failed |" in text
     assert "| bad | 1 | no memory \\| sorry |" in text
     assert "7 validation frames" in text

@@ -344,6 +344,12 @@ class Variant:
         """One of `NUMBERS` over the seeds."""
         return across(result.number(frames, mode, corruption, name) for result in self.finished)
 
+    def odometry(self, frames: str, mode: str) -> str:
+        """What drove the filter (recording, network, none); empty where there was no filter."""
+        entries = (result.scores.get(frames, {}).get(mode, {}).get(INTACT, {}) for result in self.finished)
+        found = dict.fromkeys(str(entry["fused"]["odometry"]) for entry in entries if "fused" in entry)
+        return ", ".join(found)
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON: seeds, and every number over them by set of frames, mode and corruption."""
         numbers: dict[str, Any] = {}

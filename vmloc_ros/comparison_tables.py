@@ -11,8 +11,8 @@ from vmloc_ros.types import Mode
 MODE_NAMES = {Mode.RGB_DEPTH.value: "both", Mode.RGB_ONLY.value: "RGB alone", Mode.DEPTH_ONLY.value: "depth alone"}
 NOT_MEASURED = "-"
 ERRORS = {"mean_m": "mean (m)", "mean_deg": "mean (deg)", "median_m": "median (m)", "median_deg": "median (deg)"}
-FUSED = {"fused_m": "fused mean (m)", "fused_deg": "fused mean (deg)", "fused_nees": "fused NEES / 6"}
-COSTS = ("frame (ms)", "parameters (M)", "training (s)")
+FUSED = {"fused_m": "fused (m)", "fused_deg": "fused (deg)", "fused_nees": "fused NEES / 6"}
+COSTS = ("frame (ms)", "params (M)", "training (s)")
 FORMATS = {
     **dict.fromkeys(("mean_m", "median_m", "fused_m"), "{:.3f}"),
     **dict.fromkeys(("mean_deg", "median_deg", "fused_deg", "nees", "fused_nees"), "{:.2f}"),
@@ -60,15 +60,16 @@ def error_table(variants: Sequence[Variant], frames: str, count: int, costs: boo
                 continue
             cells = [shown(numbers[name], FORMATS[name]) for name in names]
             about = (variant.name, seeds(variant)) if first else ("", "")
-            rows.append((*about, MODE_NAMES[mode], *cells, *(cost if first else [""] * len(cost))))
+            driven = variant.odometry(frames, mode) or NOT_MEASURED
+            rows.append((*about, MODE_NAMES[mode], *cells, driven, *(cost if first else [""] * len(cost))))
             first = False
         if first:
-            rows.append((variant.name, seeds(variant), *[NOT_MEASURED] * (len(names) + 1), *cost))
-    head = ("variant", "seeds", "sensors", *ERRORS.values(), "NEES / 6", *FUSED.values(), *(COSTS if costs else ()))
+            rows.append((variant.name, seeds(variant), *[NOT_MEASURED] * (len(names) + 2), *cost))
+    head = ("variant", "seeds", "sensors", *ERRORS.values(), "NEES / 6", *FUSED.values(), "odometry")
     return Table(
-        f"Errors of T_map_camera on the {count} {frames} frames, the network alone and fused with the filter (mean ± "
-        "deviation over seeds)",
-        head,
+        f"Errors of T_map_camera on the {count} {frames} frames, the network alone (mean, median) and fused with the "
+        "filter (mean); ±: deviation over seeds",
+        (*head, *(COSTS if costs else ())),
         tuple(rows),
     )
 

@@ -147,12 +147,12 @@ def model_config(
     folder: Path, card: ModelCard, format: str, recordings: Sequence[str], options: Mapping[str, Any]
 ) -> TrainingConfig:
     """How a trained model's frames are made, as `vmloc evaluate` does, as the configuration that samples are prepared
-    with."""
+    with: of the network only its inputs stand in it, for nothing is trained."""
     values = {
         "name": card.name,
         "data": {"format": format, "train": list(recordings), "options": reader_options(folder, format, dict(options))},
         "localizer": settings_of(folder, card, None).model_dump(),
-        "network": card.network.model_dump(),
+        "network": card.network.model_dump(include={"modalities", "width", "height"}),
         "augmentation": {"margin": card.crop_margin},
     }
     return parse(TrainingConfig, values, str(folder))
