@@ -125,6 +125,7 @@ def test_default_lengths_fit_the_path(path_m: float) -> None:
 
 def test_default_lengths_of_a_room_a_street_and_kitti() -> None:
     assert default_lengths(17.0) == pytest.approx([1, 2, 3, 4, 5, 6, 7, 8])
+    assert default_lengths(0.9) == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4])
     assert default_lengths(385.0) == pytest.approx([10, 20, 30, 40, 50, 60, 70, 80])
     assert default_lengths(30_000.0)[-1] == pytest.approx(800.0)
 

@@ -22,7 +22,8 @@ from vmloc_ros.trajectory import NANOSECONDS
 
 STEPS = 8
 """So many lengths, in equal steps."""
-LONGEST_STEP_M = 100.0
+STEPS_M = (100.0, 10.0, *(base * 10.0**-power for power in range(9) for base in (1.0, 0.5, 0.2)))
+"""Between two lengths, descending: 100, 10, 1, 0.5, 0.2, 0.1, ..."""
 BEGINNING_S = 10.0
 """A drive's beginning, whose mean motion is one of the guesses."""
 VELOCITY_OVER_S = 0.2
@@ -98,16 +99,17 @@ class Drift:
 
 
 def default_lengths(path_m: float) -> tuple[float, ...]:
-    """Eight lengths in equal steps of the largest power of ten that is at most a tenth of the path.
+    """Eight lengths in equal steps: the largest of 100 m, 10 m, 1 m, 0.5 m, 0.2 m, 0.1 m, ... that is at most a tenth of
+    the path.
 
     1 to 8 m in a room (10 to 100 m driven), 10 to 80 m outdoors (100 m to 1 km), 100 to 800 m, KITTI's, for all beyond.
 
     Raises:
         TrajectoryError: nothing has moved.
     """
-    if not path_m > 0.0:
+    step_m = next((step for step in STEPS_M if 10.0 * step <= path_m * (1.0 + 1e-9)), None)
+    if step_m is None:
         raise TrajectoryError("the path has no length: nothing has moved, so drift over a way has no meaning")
-    step_m = min(LONGEST_STEP_M, 10.0 ** math.floor(math.log10(path_m / 10.0) + 1e-9))
     return tuple(step_m * number for number in range(1, STEPS + 1))
 
 

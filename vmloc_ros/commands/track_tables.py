@@ -78,8 +78,8 @@ def settled_line(settled: Mapping[str, Any]) -> str:
 def drift_table(drift: Mapping[str, Any]) -> Table:
     """Percent and degrees per metre by length of segment, and over all."""
     lengths = [entry["length_m"] for entry in drift["network"]["by_length"]]
-    title = "drift of odometry: translation % / rotation deg/m, by length of segment (VLocNet, Table III)"
-    table = _table(title, [*(f"{length:g} m" for length in lengths), "all"])
+    title = "drift of odometry: translation % over rotation deg/m, by length of segment in metres (VLocNet, Table III)"
+    table = _table(title, [*(f"{length:.4g}" for length in lengths), "all"])
     for key, name in GUESSES.items():
         entries = [*drift[key]["by_length"], drift[key]]
         table.add_row(name, *(_drift_cell(entry) for entry in entries))
@@ -89,7 +89,8 @@ def drift_table(drift: Mapping[str, Any]) -> Table:
 def _drift_cell(entry: Mapping[str, Any]) -> str:
     if entry["translation_percent"] is None:
         return "-"
-    return f"{entry['translation_percent']:.1f}\n{entry['rotation_deg_per_m']:.2f}"
+    percent, degrees = entry["translation_percent"], entry["rotation_deg_per_m"]
+    return f"{percent:.{1 if percent < 100.0 else 0}f}\n{degrees:.{2 if degrees < 10.0 else 1}f}"
 
 
 def _table(title: str, headers: Sequence[str]) -> Table:
