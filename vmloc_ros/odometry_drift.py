@@ -99,8 +99,7 @@ class Drift:
 
 
 def default_lengths(path_m: float) -> tuple[float, ...]:
-    """Eight lengths in equal steps: the largest of 100 m, 10 m, 1 m, 0.5 m, 0.2 m, 0.1 m, ... that is at most a tenth of
-    the path.
+    """Eight equal steps of the largest of 100, 10, 1, 0.5, 0.2, 0.1, ... m that is at most a tenth of the path.
 
     1 to 8 m in a room (10 to 100 m driven), 10 to 80 m outdoors (100 m to 1 km), 100 to 800 m, KITTI's, for all beyond.
 
