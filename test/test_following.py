@@ -101,7 +101,7 @@ def test_a_perfect_localizer_has_no_error(odometry: str, camera: bool) -> None:
     assert len(fused.estimates) >= 27  # the filter starts from three
     assert fused.errors().position_m.max() < 1e-6
     assert fused.errors().rotation_deg.max() < 1e-4
-    assert following.network().errors().position_m.max() < 1e-9
+    assert following.network(camera).errors().position_m.max() < 1e-9
     assert following.dead_reckoning().errors().position_m.max() < 1e-9
     assert len(following.dead_reckoning().estimates) == 30
 

@@ -144,11 +144,14 @@ class Following:
     odometry: OdometryKind
     counters: dict[str, int]
 
-    def network(self) -> Answers:
-        """The network's own answers, as T_map_base; it may have been told the filter's pose."""
+    def network(self, camera: bool = False) -> Answers:
+        """The network's own answers, as T_map_base or as T_map_camera; it may have been told the filter's pose."""
         answers = Answers()
         for k, frame in enumerate(self.frames):
             answer = frame.answer
+            if camera:
+                answers.add(k, frame.stamp_ns, frame.T_map_camera, answer)
+                continue
             if isinstance(answer, PoseEstimate):
                 seen = measured_base(answer, frame.T_base_camera, "map")
                 answer = replace(answer, T_map_camera=seen.T_map_base, cov_66=seen.cov_66)

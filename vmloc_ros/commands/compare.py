@@ -29,6 +29,7 @@ from vmloc_ros.commands.compare_targets import (
 from vmloc_ros.commands.compare_training import is_finished, plan_job, train_all
 from vmloc_ros.commands.drives import drives_of, filter_of, in_order
 from vmloc_ros.comparison import (
+    INTACT,
     RETRIEVAL_NAME,
     Judged,
     Result,
@@ -210,7 +211,8 @@ def judge_model(entry: Entry, store: SampleStore, sets: FrameSets, drives: Mappi
     """Scores of one model, alone and with the filter. Raises CheckpointError where it cannot be loaded.
 
     A network that takes the previous pose is given its own last answer where it is alone, and the filter's pose where
-    there is a filter (unless its configuration says otherwise).
+    there is a filter (unless its configuration says otherwise). The answers of a pose graph, which is nothing without
+    odometry, are those that the filter was given.
     """
     card = load_card(entry.folder)
     assert entry.config is not None
@@ -228,6 +230,9 @@ def judge_model(entry: Entry, store: SampleStore, sets: FrameSets, drives: Mappi
             judge(localizer, stored_frames(store, ordered)),
             fused=judge_fused(told, partial(stored_frames, store, ordered), there, settings),
         )
+        if card.pose_graph is not None:
+            for mode, following in judged[name].fused.items():
+                judged[name].answers[mode][INTACT] = following.network(camera=True)
     seconds, best = card.training.get("seconds"), card.training.get("best_epoch")
     result = Result(
         variant=entry.variant,
@@ -292,7 +297,8 @@ def write_comparison(out: Path, report: Mapping[str, Any], variants: Sequence[Va
 
 
 def _rich(table: Table) -> RichTable:
-    result = RichTable(*table.head, box=SIMPLE_HEAD, title=table.title, title_justify="left")
+    result = RichTable(*table.head, box=SIMPLE_HEAD, title=table.title, title_justify="left", padding=(0, 1, 0, 0))
+    result.columns[0].no_wrap = True
     for row in table.rows:
         result.add_row(*row)
     return result
