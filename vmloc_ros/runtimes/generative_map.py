@@ -34,9 +34,13 @@ SIFTING_STEPS, STEPS = 2, 6
 FIRST_DAMPING, LESS, MORE = 1e-3, 0.3, 10.0
 """Levenberg's share of the diagonal: at first, and times what after a step that helped or did not."""
 
-SPACING_POSITION, SPACING_ROTATION = 0.1, 0.2
-"""How far from a place, in network units and radians, a search expects to end: this prior keeps directions that the
-picture says nothing of (a car never rises or rolls) where the training camera had them."""
+NEIGHBOURS, REACH = 32, 3.0
+"""How far from a place a search expects to end: so many times as far as this many places next to it are, direction by
+direction. This prior keeps what the picture says nothing of (a car never rises or rolls) as the training camera had it.
+"""
+
+TURN_UNIT_RAD = 1.0
+"""A turn that counts as much as a network unit (the training's extent) where neighbours are looked for."""
 
 LEAST_DEVIATION = 0.001
 """Of a standardised picture's colour, values in 0..1: a black picture fits nothing, instead of being divided by 0."""
@@ -190,8 +194,8 @@ class MapRuntime:
             np.array(normalisation.position_mean_m) + normalisation.position_scale_m * position_P3
         )
         self._expected_PD = self.latent_map.expected(self.places_P44)
-        unit_6 = np.array([normalisation.position_scale_m] * 3 + [1.0] * 3)
-        self._near_66 = np.diag(1.0 / np.square(unit_6 * ([SPACING_POSITION] * 3 + [SPACING_ROTATION] * 3)))
+        unit_6 = np.array([normalisation.position_scale_m] * 3 + [TURN_UNIT_RAD] * 3)
+        self._near_66 = prior_near_places(self.places_P44, unit_6)
         self._anywhere_66 = np.diag(1.0 / np.square(unit_6))
 
     @property
@@ -242,7 +246,8 @@ class MapRuntime:
         chosen = np.argmin(sifted.cost_B.reshape(count, -1), axis=1) + candidates * np.arange(count)
         best, start_N44 = sifted.T_B44[chosen], start_B44[chosen]
         found = self._refine(best, start_N44, mean_ND, weight_ND, self._near_66, STEPS)
-        T_N44, scatter_N66 = found.T_B44, np.linalg.inv(found.information_B66)
+        T_N44 = found.T_B44
+        scatter_N66 = np.asarray(np.linalg.inv(found.information_B66), dtype=float)
         T_N44[~finite_N, :3], scatter_N66[~finite_N] = np.nan, np.nan
         return RawPoses(T_N44, scatter_N66, {Modality.RGB.value: np.ones(count)}, reading.mean_ND.astype(np.float32))
 
@@ -302,6 +307,25 @@ class MapRuntime:
             where = (torch.from_numpy(values).float().to(self.device) for values in (position_B3, R_B33))
             drawn = self._network.views(*where)
         return np.asarray((0.5 * drawn + 0.5).cpu().numpy(), dtype=np.float32)
+
+
+def prior_near_places(places_P44: Array, unit_6: Array) -> Array:
+    """Information (6, 6) of the prior that a search has about a pose, given a place near it (see `REACH`).
+
+    Args:
+        places_P44: the places.
+        unit_6: what counts as one, by direction; a millionth of it is added, so that places on a line will do.
+    """
+    quats_P4 = Rotation.from_matrix(places_P44[:, :3, :3]).as_quat()
+    scatter_66 = np.zeros((6, 6))
+    chosen = np.unique(np.linspace(0, len(places_P44) - 1, 256).round().astype(int))
+    for index in chosen:
+        apart_P = np.linalg.norm(places_P44[:, :3, 3] - places_P44[index, :3, 3], axis=1) / unit_6[0]
+        turn_P = 2.0 * np.arccos(np.minimum(np.abs(quats_P4 @ quats_P4[index]), 1.0)) / unit_6[3]
+        near = np.argsort(apart_P + turn_P, kind="stable")[1 : NEIGHBOURS + 1]
+        steps_N6 = difference(np.repeat(places_P44[index : index + 1], len(near), axis=0), places_P44[near])
+        scatter_66 += steps_N6.T @ steps_N6 / max(1, len(near)) / len(chosen)
+    return np.asarray(np.linalg.inv(REACH**2 * scatter_66 + 1e-6 * np.diag(np.square(unit_6))), dtype=float)
 
 
 class _Fit(NamedTuple):
