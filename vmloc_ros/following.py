@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from vmloc_ros.config import FilterConfig, FrameNames
+from vmloc_ros.config import FilterConfig, FrameNames, LocalizerConfig, ModelConfig
 from vmloc_ros.datasets.base import Recording
 from vmloc_ros.errors import ConfigError, DatasetError
 from vmloc_ros.evaluation import SENSOR_ABSENT, Answers, only
@@ -23,7 +23,7 @@ from vmloc_ros.extrinsics import camera_prior, measured_base
 from vmloc_ros.fusion import Fusion
 from vmloc_ros.geometry import Array, inverse, log_quaternion, make_pose, rotation_from_log_quaternion
 from vmloc_ros.localizers.base import Localizer
-from vmloc_ros.network_odometry import NetworkOdometry
+from vmloc_ros.network_odometry import NetworkOdometry, filter_of
 from vmloc_ros.odometry_drift import Stretch
 from vmloc_ros.samples import Labelled
 from vmloc_ros.trajectory import NANOSECONDS, Trajectory
@@ -260,9 +260,13 @@ def follow(
         ConfigError: a recording of `frames` that `drives` does not have, or that has no odometry.
     """
     settings = config or FilterConfig()
+    motion, gap_s = localizer.card.motion, MAX_GAP_S
+    if odometry != "recording":  # nothing but frames tells the filter that time passes
+        longest_s = motion.max_gap_s if odometry == "network" and motion is not None else 0.0
+        gap_s = min(MAX_GAP_S, max(settings.future_tolerance_s, longest_s))
     if odometry == "network":
-        settings = settings.model_copy(update={"use_twist_covariance": True})
-    gap_s = MAX_GAP_S if odometry == "recording" else min(MAX_GAP_S, settings.future_tolerance_s)
+        driven = LocalizerConfig(filter=settings, model=ModelConfig(odometry="network"))
+        settings = filter_of(driven, None if motion is None else motion.max_gap_s)
     result: list[Followed] = []
     totals: Counter[str] = Counter()
     at_hand: _Stretch | None = None

@@ -189,7 +189,7 @@ def track(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the reader, as in the recipe's data.options.")
     ] = None,
     samples: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep the prepared frames here, for the next time.")
+        Path | None, typer.Option(metavar="DIR", help="Keep prepared frames in a folder inside, for the next time.")
     ] = None,
     config: Config = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:n.")] = "auto",

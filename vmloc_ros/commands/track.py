@@ -97,7 +97,8 @@ def run_track(
         modalities: which sensors are there; empty: all that the model has experts for.
         observations: False: the filter takes a map's poses instead of its observations.
         config: a parameter file for the filter; None: that of the training.
-        samples: folder for the prepared frames, to be used again; None: they are made and thrown away.
+        samples: receives a folder of prepared frames, to be used again; None: they are made and thrown away. It is not
+            the folder of a training's samples.
         json: where the report is written.
         out: folder that receives the report, trajectories T_map_base (TUM) and a figure.
 
