@@ -22,15 +22,8 @@ from vmloc_ros.losses import log_quaternion
 from vmloc_ros.networks.generative_map import GenerativeMap, matrix_quaternion, rotation_matrix
 from vmloc_ros.networks.generative_map_config import GenerativeMapConfig, GenerativeMapObjective
 from vmloc_ros.objectives import build_objective
-from vmloc_ros.runtimes.generative_map import (
-    LatentMap,
-    LatentObservation,
-    MapRuntime,
-    Reading,
-    difference,
-    mismatch,
-    moved,
-)
+from vmloc_ros.runtimes.generative_map import MapRuntime, Reading, mismatch
+from vmloc_ros.runtimes.latent_observation import LatentMap, LatentObservation, difference, moved
 from vmloc_ros.training_config import TrainingConfig
 
 SMALL = {
@@ -148,6 +141,20 @@ def test_the_information_form_is_the_papers_kalman_filter(T: Array, seed: int) -
     assert found.cost == pytest.approx((mean_D - expected_BD[0]) @ np.linalg.solve(R, mean_D - expected_BD[0]))
 
 
+@given(POSES)
+def test_the_places_add_what_is_known_of_where_cameras_can_be(T: Array) -> None:
+    """A quadratic about the nearest place: nothing at the place itself, and beside it the way back."""
+    runtime = MapRuntime(small_map(gain=5.0), NORMALISATION)
+    mean_D, variance_D = np.zeros(16), np.full(16, 0.2)
+    alone = LatentObservation(runtime.latent_map, mean_D, variance_D, 1.0)
+    both = LatentObservation(runtime.latent_map, mean_D, variance_D, 1.0, runtime.places)
+    place = runtime.places.nearest(T)
+    step_6 = np.linalg.solve(runtime.places.near_66, both.at(T).gradient_6 - alone.at(T).gradient_6)
+    assert np.allclose(moved(T[None], step_6[None])[0], place, atol=1e-6)
+    assert both.at(place).cost == pytest.approx(alone.at(place).cost)
+    assert both.at(T).dof == alone.at(T).dof + 6
+
+
 @given(POSES, POSES)
 def test_a_step_leads_to_where_its_difference_was_taken(T: Array, other: Array) -> None:
     assert np.allclose(moved(T[None], difference(T[None], other[None]))[0], other, atol=1e-9)
@@ -158,7 +165,7 @@ def test_a_step_leads_to_where_its_difference_was_taken(T: Array, other: Array) 
 
 def test_a_place_is_found_by_its_own_latent() -> None:
     runtime = MapRuntime(small_map(gain=20.0), NORMALISATION)
-    places_P44 = runtime.places_P44
+    places_P44 = runtime.places.poses_P44
     found = runtime.search(reading_of(runtime.latent_map.expected(places_P44)))
     assert np.allclose(found.T_map_camera, places_P44, atol=1e-6)
     assert (np.linalg.eigvalsh(found.scatter_N66) > 0.0).all()
@@ -168,7 +175,7 @@ def test_gauss_newton_goes_to_the_pose_between_the_places() -> None:
     runtime = MapRuntime(small_map(gain=200.0), NORMALISATION)
     rng = np.random.default_rng(1)
     offsets_P6 = rng.normal(size=(30, 6)) * ([0.05] * 3 + [0.02] * 3)
-    truth_P44 = np.array([T @ exp_se3(d) for T, d in zip(runtime.places_P44, offsets_P6, strict=True)])
+    truth_P44 = np.array([T @ exp_se3(d) for T, d in zip(runtime.places.poses_P44, offsets_P6, strict=True)])
     found = runtime.search(reading_of(runtime.latent_map.expected(truth_P44)))
     left_P = [np.linalg.norm(log_se3(np.linalg.inv(a) @ b)) for a, b in zip(found.T_map_camera, truth_P44, strict=True)]
     assert np.median(left_P) < 0.1 * np.median(np.linalg.norm(offsets_P6, axis=1))
@@ -186,11 +193,11 @@ def test_frames_do_not_know_of_each_other() -> None:
 
 def test_a_latent_that_is_not_finite_gives_no_pose_and_spoils_no_other() -> None:
     runtime = MapRuntime(small_map(gain=20.0), NORMALISATION)
-    means_ND = runtime.latent_map.expected(runtime.places_P44[:3])
+    means_ND = runtime.latent_map.expected(runtime.places.poses_P44[:3])
     means_ND[1, 4] = np.nan
     found = runtime.search(reading_of(means_ND))
     assert np.isnan(found.T_map_camera[1, :3]).all()
-    assert np.allclose(found.T_map_camera[[0, 2]], runtime.places_P44[[0, 2]], atol=1e-6)
+    assert np.allclose(found.T_map_camera[[0, 2]], runtime.places.poses_P44[[0, 2]], atol=1e-6)
 
 
 def test_wrong_inputs_are_refused() -> None:
@@ -240,7 +247,7 @@ def test_what_the_network_keeps_of_the_training_data(tmp_path: Path) -> None:
     for name, tensor in learning.network.state_dict().items():
         if name in ("places", "mean_picture"):
             assert torch.equal(stored(tensor, "float16"), tensor), name  # nothing is lost in the file
-    places_P44 = MapRuntime(learning.network, normalisation).places_P44
+    places_P44 = MapRuntime(learning.network, normalisation).places.poses_P44
     distance_PN = np.abs(places_P44[:, None] - store.T_map_camera[None, ::2]).max(axis=(2, 3))
     assert distance_PN.min(axis=1).max() < 1e-5
     assert set(distance_PN.argmin(axis=1)) == set(range(20))

@@ -20,7 +20,8 @@ from vmloc_ros.neighbour_file import evidence_for
 from vmloc_ros.neighbours import Neighbours
 from vmloc_ros.networks.generative_map_config import MapCard
 from vmloc_ros.networks.inputs import centre_crop
-from vmloc_ros.runtimes.generative_map import MapRuntime, difference, mismatch
+from vmloc_ros.runtimes.generative_map import MapRuntime, mismatch
+from vmloc_ros.runtimes.latent_observation import difference
 from vmloc_ros.samples import SampleStore
 from vmloc_ros.types import CameraPrior, Frame, Mode, NoPose, PoseEstimate
 
