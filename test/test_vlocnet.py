@@ -19,6 +19,7 @@ from torchvision import models
 
 from vmloc_ros.batches import BatchMaker, Part, targets
 from vmloc_ros.clips import Clips
+from vmloc_ros.comparison import load_plan
 from vmloc_ros.config import parse
 from vmloc_ros.errors import CheckpointError, ConfigError, TrainingError
 from vmloc_ros.networks.build import build_network
@@ -27,7 +28,7 @@ from vmloc_ros.networks.vlocnet import VLocNet, correlation
 from vmloc_ros.networks.vlocnet_config import VLocNetConfig
 from vmloc_ros.runtimes.vlocnet import motion_poses, motion_vectors
 from vmloc_ros.samples import SampleStore
-from vmloc_ros.training_config import ClipConfig, TrainingConfig
+from vmloc_ros.training_config import ClipConfig, TrainingConfig, load_training_config
 from vmloc_ros.trunk_weights import load_trunk_weights
 from vmloc_ros.vlocnet_objective import (
     GAP_TOLERANCE,
@@ -43,6 +44,7 @@ from vmloc_ros.vlocnet_objective import (
     training_pairs,
 )
 
+MODELS = Path(__file__).resolve().parents[1] / "models"
 NETWORK: dict[str, Any] = {
     "architecture": "vlocnet",
     "modalities": ["rgb"],
@@ -243,6 +245,35 @@ def test_single_frames_and_a_network_that_could_not_start_are_refused() -> None:
     with pytest.raises(ValueError, match="could not start"):
         pair_config(objective={"previous_absent": 0.0, "earlier_weight": 0.0})
     pair_config({"previous_pose": False}, {"previous_absent": 0.0, "earlier_weight": 0.0})
+
+
+def test_the_ablations_are_the_papers_table_five_and_change_one_thing_at_a_time() -> None:
+    plan = load_plan(MODELS / "ablation_vlocnet.yaml")
+    found = {run.variant: run.config for run in plan}
+    told = {}
+    for name, config in found.items():
+        assert isinstance(config.network, VLocNetConfig)
+        own = config.objective.vlocnet
+        told[name] = (config.network.activation, config.network.previous_pose, own.geometric_consistency, own.weights)
+    assert told["m1"] == ("relu", False, False, "fixed")
+    assert told["m2"] == ("elu", False, False, "fixed")
+    assert told["m3"] == ("elu", True, True, "fixed")
+    assert told["m4"] == told["multitask"] == ("elu", True, True, "learned")
+    assert [getattr(found[f"m{k}"].network, "odometry", None) for k in (1, 2, 3, 4)] == [False] * 4
+    assert told["inconsistent"] == ("elu", True, False, "learned")
+    assert told["no_previous"] == ("elu", False, True, "learned")
+    assert {found[name].objective.vlocnet.optimisation for name in ("multitask", "joint")} == {"alternating", "joint"}
+
+
+def test_the_paper_s_recipe_is_the_paper_s() -> None:
+    config = load_training_config(MODELS / "vlocnet_paper.yaml")
+    network = config.network
+    assert isinstance(network, VLocNetConfig)
+    assert (network.trunk, network.activation, network.width, network.height) == ("resnet50", "elu", 224, 224)
+    assert config.stored_size() == (256, 256)
+    assert (network.shared_stages, network.joined_after, network.hidden, network.dropout) == (3, 4, 1024, 0.2)
+    assert (config.optimizer.algorithm, config.optimizer.batch_size) == ("adam", 32)
+    assert config.optimizer.peak_learning_rate == pytest.approx(1e-4)
 
 
 vectors = st.lists(st.floats(-0.8, 0.8), min_size=3, max_size=3).map(np.array)
