@@ -1,4 +1,4 @@
-"""What a Generative Map expects at a pose, its slope there, and where its cameras can be: what frames are compared with.
+"""What a Generative Map expects at a pose, its slope there, and where its cameras can be: frames are compared with it.
 
 M. Guo et al., arXiv:1902.11124, section 3.3. Shapes: B poses, D latent dimensions, P places. NumPy in double precision:
 for a single pose PyTorch's own calls would take longer than the arithmetic.
