@@ -45,7 +45,7 @@ class LatentMap:
     def __init__(self, network: GenerativeMap, normalisation: Normalisation) -> None:
         self._config = network.config
         linear = [layer for layer in network.pose.layers if isinstance(layer, nn.Linear)]
-        self._weights = [layer.weight.detach().double().cpu().numpy().T.copy() for layer in linear]
+        self._weights = [layer.weight.detach().double().cpu().numpy() for layer in linear]  # (outputs, inputs)
         self._biases = [layer.bias.detach().double().cpu().numpy() for layer in linear]
         self._mean_3 = np.array(normalisation.position_mean_m)
         self._scale = normalisation.position_scale_m
@@ -92,8 +92,10 @@ class LatentMap:
                 slopes_B6N = slopes_B6N * (gate * (1.0 + values_BN * (1.0 - gate)))[:, None]
                 values_BN = values_BN * gate
             count, rows, width = slopes_B6N.shape
-            slopes_B6N = (slopes_B6N.reshape(count * rows, width) @ weight).reshape(count, rows, weight.shape[1])
-            values_BN = values_BN @ weight + bias
+            both = np.concatenate([values_BN[:, None], slopes_B6N], axis=1).reshape(count * (rows + 1), width)
+            # in this order twice as fast for a few rows as `both @ weight.T`: the large matrix is not copied
+            both = (weight @ both.T).T.reshape(count, rows + 1, len(weight))
+            values_BN, slopes_B6N = both[:, 0] + bias, both[:, 1:]
         return values_BN, slopes_B6N
 
 
