@@ -218,8 +218,9 @@ def compress(
 ) -> Compressed | None:
     """An observation as the pose measurement that it is near the state.
 
-    The descent starts at the state. Where the observation fits that end much worse than the pose that came with it, it
-    starts again from there, and the better of the two ends counts.
+    The descent starts at the state. Where the observation fits that end much worse than the pose that came with it, or
+    that pose is the likelier one under the prior (a wide one: the filter may have been set half a turn off), it starts
+    again from there, and the better of the two ends counts.
 
     Args:
         observation: of the base's pose.
@@ -232,28 +233,29 @@ def compress(
         planar: use forward, left and yaw alone.
 
     Returns:
-        None where the observation is of no use near the state: no convergence, nothing that it says there, or a fit
-        that is worse by more than `gate` than the one at the pose that came with it.
+        None where the observation is of no use near the state: no convergence, nothing that it says there, a fit that
+        is worse by more than `gate` than the one at the pose that came with it, or an end that is less likely than that
+        pose. The caller then has the pose.
 
     Raises:
         GeometryError: the observation's answer cannot be used.
         LinAlgError: the prior is numerically singular.
     """
     posterior = _Posterior(observation, T, P_66, 1.0 / (inflation * correlation), planar)
-    best_cost = observation.at(pose).cost
+    there = posterior.at(pose)
     found = []
     for start in (T, pose):
         point = _descend(posterior, start)
         if point is not None:
-            compressed = _as_pose(posterior, point, best_cost, inflation)
+            compressed = _as_pose(posterior, point, there.information.cost, inflation)
             if compressed is not None:
                 found.append((point.value, compressed))
-        if found and found[0][1].excess <= gate:
+        if found and found[0][1].excess <= gate and found[0][0] <= there.value:
             break
     if not found:
         return None
-    nearest = min(found, key=lambda item: item[0])[1]
-    return nearest if nearest.excess <= gate else None
+    value, nearest = min(found, key=lambda item: item[0])
+    return nearest if nearest.excess <= gate and value <= there.value else None
 
 
 def _as_pose(posterior: _Posterior, point: _Point, best_cost: float, inflation: float) -> Compressed | None:
