@@ -147,6 +147,7 @@ def test_the_window_is_spaced_and_holds_the_newest() -> None:
         ("backwards", "backwards"),
         ("same stamp", "backwards"),
         ("silent", "no_odometry"),
+        ("still", "still"),
     ],
 )
 def test_a_new_window_where_the_odometry_cannot_join(event: str, counted: str) -> None:
@@ -154,7 +155,10 @@ def test_a_new_window_where_the_odometry_cannot_join(event: str, counted: str) -
     drive = Drive(spacing_s=0.0)
     for _ in range(5):
         drive.answer(np.zeros(6))
+        last = drive.T_odom_camera
         drive.on()
+    if event == "still":
+        drive.T_odom_camera = last
     if event == "gap":
         drive.on(2.0)
     elif event == "jump":

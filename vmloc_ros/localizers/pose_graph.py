@@ -24,7 +24,9 @@ from vmloc_ros.pose_graph_config import PoseGraphConfig
 from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import CameraPrior, Frame, NoPose, PoseEstimate
 
-COUNTED = ("smoothed", "no_odometry", "gaps", "jumps", "backwards", "failed")
+COUNTED = ("smoothed", "no_odometry", "gaps", "jumps", "still", "backwards", "failed")
+STILL = 1e-9
+"""Metres and radians. A filter without odometry holds the odometry's pose: that it has not moved says nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,7 +116,7 @@ class PoseGraphLocalizer:
 
     def counters(self) -> dict[str, int]:
         """`graph.smoothed` answers; those without odometry; and the windows that were ended by a gap, a jump of the
-        odometry or of the clock, or a graph without solution."""
+        odometry or of the clock, an odometry that stands still, or a graph without solution."""
         own = {f"graph.{name}": self._counts[name] for name in COUNTED}
         return {**self._inner.counters(), **own} if isinstance(self._inner, Remembering) else own
 
@@ -126,6 +128,8 @@ def break_between(before: Seen, now: Seen, config: PoseGraphConfig) -> str:
         return "backwards"
     if seconds > config.max_gap_s:
         return "gaps"
+    if np.abs(now.T_odom_camera - before.T_odom_camera).max() < STILL:
+        return "still"
     metres = float(np.linalg.norm(now.T_odom_camera[:3, 3] - before.T_odom_camera[:3, 3]))
     return "jumps" if not metres <= config.max_speed_m_per_s * seconds else ""
 
