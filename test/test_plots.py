@@ -139,4 +139,5 @@ def test_the_overview_shows_image_and_depth(folder: Path, tmp_path: Path) -> Non
     with_depth = plots.plot_overview(tmp_path / "a.png", folder, rgb, depth_m)
     assert ink(with_depth) > 0.1
     assert ink(plots.plot_overview(tmp_path / "b.png", folder, rgb, np.zeros_like(depth_m))) > 0.1
+    assert ink(plots.plot_overview(tmp_path / "c.png", folder, rgb, None)) > 0.05
     assert with_depth.read_bytes() != (tmp_path / "b.png").read_bytes()

@@ -363,7 +363,7 @@ def plot_overview(
     out: Path,
     folder: Path,
     rgb: NDArray[np.uint8],
-    depth_m: NDArray[np.float32],
+    depth_m: NDArray[np.float32] | None,
     depth_title: str = "lidar in the image",
 ) -> Path:
     """The picture of what the localizer does: what it sees on the left, where that took it on the right.
@@ -372,18 +372,19 @@ def plot_overview(
         out: the PNG to write.
         folder: the run's folder.
         rgb: (H, W, 3) the camera's image.
-        depth_m: (h, w) metres in the same view, 0 = no return.
+        depth_m: (h, w) metres in the same view, 0 = no return; None for a robot that has only the camera.
         depth_title: what the depth image shows.
     """
     run = read_run(folder)
     with figure_file(out, (10.2, 5.2)) as figure:
         left, right = cast(Any, figure.subfigures(1, 2, width_ratios=(1.0, 1.6)))
-        camera, lidar = left.subplots(2, 1)
-        camera.imshow(rgb)
-        camera.set_title("camera")
-        draw_depth(lidar, rgb, depth_m)
-        lidar.set_title(depth_title)
-        for axes in (camera, lidar):
+        pictures = left.subplots(1 if depth_m is None else 2, 1, squeeze=False)[:, 0]
+        pictures[0].imshow(rgb)
+        pictures[0].set_title("camera")
+        if depth_m is not None:
+            draw_depth(pictures[1], rgb, depth_m)
+            pictures[1].set_title(depth_title)
+        for axes in pictures:
             axes.set_axis_off()
         draw_trajectories(right.subplots(), run, legend_below=True)
     return out

@@ -25,7 +25,7 @@ def run_plot(
 
     Raises:
         ConfigError: the folder holds neither, or a bag is given without a run.
-        DatasetError: the bag has no frame with an image and depth at that time.
+        DatasetError: the bag has no frame with an image (and depth, where it is used) at that time.
     """
     from vmloc_ros import plots
 
@@ -40,7 +40,6 @@ def run_plot(
             raise ConfigError(f"{folder}: holds no report.json; --bag needs the folder of a run")
         frame = frame_of_bag(bag, at_s, in_the_image(config or LocalizerConfig()))
         assert frame.rgb is not None
-        assert frame.depth_m is not None
         written.append(plots.plot_overview(folder / "overview.png", folder, frame.rgb, frame.depth_m))
     return written
 
@@ -52,7 +51,8 @@ def in_the_image(config: LocalizerConfig) -> LocalizerConfig:
 
 
 def frame_of_bag(bag: Path, at_s: float | None, config: LocalizerConfig) -> Frame:
-    """The first frame with image and depth, as the node would build it, `at_s` seconds into the bag.
+    """The first frame with an image, and depth where that is used, as the node would build it, `at_s` seconds into the
+    bag.
 
     Raises:
         DatasetError: there is none.
@@ -62,6 +62,7 @@ def frame_of_bag(bag: Path, at_s: float | None, config: LocalizerConfig) -> Fram
 
     recording = BagRecording(bag, config.topics)
     first_ns: int | None = None
+    with_depth = config.input.depth_source != "none"
     if at_s is None:
         truth = recording.truth()
         at_s = 0.5e-9 * float(truth.stamps_ns[-1] - truth.stamps_ns[0])
@@ -69,6 +70,7 @@ def frame_of_bag(bag: Path, at_s: float | None, config: LocalizerConfig) -> Fram
         frame = labelled.frame
         first_ns = frame.stamp_ns if first_ns is None else first_ns
         late_enough = frame.stamp_ns - first_ns >= at_s * 1e9
-        if late_enough and frame.rgb is not None and frame.depth_m is not None:
+        if late_enough and frame.rgb is not None and (frame.depth_m is not None or not with_depth):
             return frame
-    raise DatasetError(f"{bag}: no frame with an image and depth {at_s:.1f} s after its first one")
+    wanted = "an image and depth" if with_depth else "an image"
+    raise DatasetError(f"{bag}: no frame with {wanted} {at_s:.1f} s after its first one")
