@@ -21,7 +21,7 @@ from vmloc_ros.errors import ConfigError, DatasetError
 from vmloc_ros.evaluation import SENSOR_ABSENT, Answers, only
 from vmloc_ros.extrinsics import camera_prior, measured_base
 from vmloc_ros.fusion import Fusion
-from vmloc_ros.geometry import Array, inverse, log_quaternion, make_pose, rotation_from_log_quaternion
+from vmloc_ros.geometry import Array, adjoint, inverse, log_quaternion, make_pose, rotation_from_log_quaternion
 from vmloc_ros.localizers.base import Localizer
 from vmloc_ros.network_odometry import NetworkOdometry, filter_of
 from vmloc_ros.odometry_drift import Stretch
@@ -69,7 +69,8 @@ class Start:
     Attributes:
         deviation_6: added to the camera's state (x, y, z in metres, then the three entries of its log-quaternion), as
             in Generative Map's Table 3.
-        cov_66: of the right perturbation of T_map_base that the filter is told.
+        cov_66: of the right perturbation of T_map_camera; the filter is told what that is at the base, which a turn
+            of the camera moves.
     """
 
     deviation_6: Array
@@ -334,7 +335,9 @@ class _Stretch:
         if self._odometry == "recording":
             self._feed(stamp_ns)
         if self._place == 0 and self._start is not None:
-            pose = InitialPose(stamp_ns, self._names.map, T_start @ inverse(T_base_camera), self._start.cov_66)
+            turn = adjoint(T_base_camera)
+            cov_66 = turn @ self._start.cov_66 @ turn.T
+            pose = InitialPose(stamp_ns, self._names.map, T_start @ inverse(T_base_camera), cov_66)
             fusion.set_pose(pose)
         state = fusion.state_at(stamp_ns)
         prior = None if state is None else camera_prior(state, T_base_camera)
