@@ -32,4 +32,4 @@ def build_objective(config: TrainingConfig) -> Learning:
         return GenerativeObjective(network, config.objective.generative_map)
     if isinstance(network, VLocNet):
         return VLocNetLearning(network, config.objective)
-    raise NotImplementedError(type(network).__name__)
+    raise TypeError(f"nothing to train a {type(network).__name__} by")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from torch import nn
 
 from vmloc_ros.networks.config import AnyNetwork, NetworkConfig
@@ -24,4 +26,4 @@ def build_network(config: AnyNetwork) -> nn.Module:
         return GenerativeMap(config)
     if isinstance(config, VLocNetConfig):
         return VLocNet(config)
-    raise NotImplementedError(config.architecture)
+    assert_never(config)

@@ -25,4 +25,4 @@ def build_runtime(network: nn.Module, normalisation: Normalisation, latent_sampl
         return MapRuntime(network, normalisation, device)
     if isinstance(network, VLocNet):
         return VLocNetRuntime(network, normalisation, device)
-    raise NotImplementedError(type(network).__name__)
+    raise TypeError(f"nothing to run a {type(network).__name__} with")
