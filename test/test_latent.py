@@ -146,6 +146,28 @@ def test_a_fit_that_is_better_elsewhere_counts_there() -> None:
     assert hollows <= 5
 
 
+class TwoHollows:
+    """Fits best half a turn and a metre away, and nearly as well at the identity: a place that looks alike."""
+
+    best = exp_se3([1.0, 1.0, 1.0, 0.0, 0.0, 2.9])
+
+    def at(self, T_map_body: Array) -> Information:
+        ends = [(18.0, np.eye(4)), (8.0, self.best)]
+        cost, bottom = min((c + 400.0 * np.sum(log_se3(inverse(E) @ T_map_body) ** 2), c) for c, E in ends)
+        end = next(E for c, E in ends if c == bottom)
+        return Information(-400.0 * log_se3(inverse(end) @ T_map_body), 400.0 * np.eye(6), float(cost), 134)
+
+
+def test_a_likelier_pose_is_not_passed_over_for_the_nearest_hollow() -> None:
+    """Where the state is known the hollow at it counts. Where it is not the pose that came along does: from half a turn
+    away no step of this filter leads to it, so it has to be compared as a pose."""
+    near = compress(TwoHollows(), TwoHollows.best, np.eye(4), 0.01 * np.eye(6), 1.0, 1.0, GATE)
+    assert near is not None
+    np.testing.assert_allclose(near.T_map_base, np.eye(4), atol=1e-6)
+    wide = np.diag([1.0] * 3 + [4.0] * 3)
+    assert compress(TwoHollows(), TwoHollows.best, np.eye(4), wide, 1.0, 1.0, GATE) is None
+
+
 class Flat:
     """Says nothing anywhere, but would rather be elsewhere."""
 
