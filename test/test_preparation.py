@@ -12,16 +12,18 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from pictures import tiny_config
 from rich.console import Console
 
-from vmloc_ros import division
+from vmloc_ros import division, piece_workers
 from vmloc_ros.assembly import labelled_frames
 from vmloc_ros.commands.town import run_town
 from vmloc_ros.config import LocalizerConfig, TopicNames, parse
@@ -294,6 +296,28 @@ def test_a_process_ended_by_the_system_is_one_line(town: Path, tmp_path: Path, s
         prepare(config, opened(town, config), tmp_path / "samples", QUIET),
         in_one_walk(tmp_path / "reference", town, config),
     )
+
+
+class Breaking:
+    """A pool that takes one job, and whose handles are closed when the next one comes."""
+
+    def __init__(self, first: Future[int]) -> None:
+        self._jobs = [first]
+
+    def submit(self, *job: object) -> Future[int]:
+        if self._jobs:
+            return self._jobs.pop()
+        raise OSError("handle is closed")
+
+
+def test_a_process_that_dies_while_another_is_started_breaks_the_pool() -> None:
+    dead: Future[int] = Future()
+    dead.set_exception(BrokenProcessPool("a process died"))
+    jobs = [cast(Any, None)] * 3
+    with pytest.raises(BrokenProcessPool):
+        piece_workers._submitted(cast(Any, Breaking(dead)), jobs)
+    with pytest.raises(OSError, match="handle is closed"):
+        piece_workers._submitted(cast(Any, Breaking(Future())), jobs)
 
 
 def test_how_many_processes(town: Path) -> None:

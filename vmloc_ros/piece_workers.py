@@ -118,7 +118,7 @@ def make_in_processes(
 
 def _wait_for_all(pool: ProcessPoolExecutor, jobs: list[Job], advance: Callable[[int], None]) -> None:
     with _single_threaded():
-        waiting = {pool.submit(_make, job) for job in jobs}
+        waiting = _submitted(pool, jobs)
     for future in waiting:
         future.add_done_callback(lambda done: advance(0 if _failed(done) else done.result()))
     finished, _ = wait(waiting, return_when=FIRST_EXCEPTION)
@@ -126,6 +126,25 @@ def _wait_for_all(pool: ProcessPoolExecutor, jobs: list[Job], advance: Callable[
     if failed is not None:
         pool.shutdown(wait=True, cancel_futures=True)
         failed.result()
+
+
+def _submitted(pool: ProcessPoolExecutor, jobs: list[Job]) -> set[Future[int]]:
+    """Hands all jobs to the pool.
+
+    Raises:
+        BrokenProcessPool: a process has died. While the pool starts the next one it takes that one's handles away, and
+            the start fails with an OSError that says nothing of it.
+    """
+    waiting: set[Future[int]] = set()
+    for job in jobs:
+        try:
+            waiting.add(pool.submit(_make, job))
+        except OSError as error:
+            broken = next((f.exception() for f in waiting if f.done() and not f.cancelled() and f.exception()), None)
+            if isinstance(broken, BrokenProcessPool):
+                raise broken from error
+            raise
+    return waiting
 
 
 def _failed(future: Future[int]) -> bool:
