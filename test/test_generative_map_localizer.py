@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,16 @@ def test_a_view_of_a_pose_and_along_a_path(model: Path, scene: Path, tmp_path: P
     write_tum(tmp_path / "path.tum", Trajectory(stamps, np.array([camera_pose(k) for k in range(FRAMES)])))
     assert "24 views of 80 poses" in run_path(model, tmp_path / "path.tum", tmp_path / "three.png")
     assert cv2.imread(str(tmp_path / "three.png")).shape == (4 * 64 + 3 * 4, 6 * 128 + 5 * 4, 3)
+
+
+def test_another_latent_size_is_said_when_the_model_is_loaded(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("work"))
+    card = yaml.safe_load((folder / CARD).read_text())
+    card["network"]["latent"] *= 2
+    (folder / CARD).write_text(yaml.safe_dump(card))
+    with pytest.raises(CheckpointError, match="of another architecture"):
+        load_localizer(folder, ModelConfig(path=str(folder), device="cpu", threads=1))
 
 
 def test_what_cannot_be_looked_at_is_said(model: Path, tmp_path: Path, project_root: Path) -> None:
