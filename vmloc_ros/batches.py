@@ -17,13 +17,15 @@ from torch import Tensor
 
 from vmloc_ros.augmentation import Draws, change_depth, change_rgb, draw, erase
 from vmloc_ros.clips import Clips
-from vmloc_ros.fitting import centre_window
+from vmloc_ros.fitting import centre_crop, centre_window
 from vmloc_ros.geometry import Array
 from vmloc_ros.networks.config import Normalisation
 from vmloc_ros.networks.inputs import MIN_DEPTH_M, normalise
+from vmloc_ros.networks.scene_coordinates_config import SceneCoordinatesConfig
 from vmloc_ros.networks.vmloc import Present
 from vmloc_ros.novel_views import View, ViewMover, random_moves, right_turn, turned_cylinder, turns_by_columns
 from vmloc_ros.samples import SampleStore
+from vmloc_ros.scene_cells import SceneTargets, scene_targets
 from vmloc_ros.training_config import TrainingConfig
 from vmloc_ros.types import Modality
 
@@ -49,6 +51,7 @@ class Batch(NamedTuple):
         first: which row of the whole batch the first one here is.
         size: how many rows the whole batch has.
         clip: so many consecutive rows are frames of one drive, oldest first, seen with the same augmentation.
+        scene: where in the map the cells of the samples lie; only for networks that learn that.
     """
 
     inputs: dict[str, Present]
@@ -58,6 +61,7 @@ class Batch(NamedTuple):
     first: int
     size: int
     clip: int = 1
+    scene: SceneTargets | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -66,7 +70,10 @@ class Batch(NamedTuple):
             for name, present in self.inputs.items()
         }
         return self._replace(
-            inputs=inputs, position_B3=self.position_B3.to(device), log_quat_B3=self.log_quat_B3.to(device)
+            inputs=inputs,
+            position_B3=self.position_B3.to(device),
+            log_quat_B3=self.log_quat_B3.to(device),
+            scene=None if self.scene is None else self.scene.to(device),
         )
 
 
@@ -214,9 +221,33 @@ class BatchMaker:
         poses, camera = self._store.T_map_camera[samples[own]], self._store.camera
         for row in views:
             poses[row - rows.start] @= moves[row].T_camera_moved
+        scene = self._scene(samples, rows, y, x, views, poses)
         if self._config.augmentation.turn_labels:
             poses = turned(poses, x[own] - free_x // 2, y[own] - free_y // 2, camera.fx, camera.fy)
-        return Batch(inputs, *targets(poses, self._normalisation), samples[own], rows.start, size, clip)
+        return Batch(inputs, *targets(poses, self._normalisation), samples[own], rows.start, size, clip, scene)
+
+    def _scene(
+        self,
+        samples: NDArray[np.int64],
+        rows: range,
+        y: NDArray[np.int64],
+        x: NDArray[np.int64],
+        views: Mapping[int, View],
+        poses_N44: Array,
+    ) -> SceneTargets | None:
+        """Where the cells of these rows lie, from depth without noise; None for networks that do not learn it."""
+        network, camera = self._config.network, self._store.camera
+        if not isinstance(network, SceneCoordinatesConfig):
+            return None
+        depth = np.zeros((len(rows), network.height, network.width), np.float32)
+        for image, row in zip(depth, rows, strict=True):
+            source = views[row][1] if row in views else self._store.depth_m[samples[row]]
+            image[:] = source[y[row] : y[row] + network.height, x[row] : x[row] + network.width]
+        down, right = centre_crop(camera.height, camera.width, network.height, network.width)
+        own = slice(rows.start, rows.stop)
+        shift = np.stack([x[own] - right.start, y[own] - down.start], axis=1)
+        centred = camera.cropped(right.start, down.start, network.width, network.height)
+        return scene_targets(depth, poses_N44, shift, centred, network.cell)
 
     def _moves(self, dense: NDArray[np.bool_], generator: np.random.Generator) -> dict[int, Move]:
         """By row (a clip, or a sample): how those are moved that are to be shown from a pose nearby.

@@ -26,6 +26,7 @@ from vmloc_ros.config import InputConfig, ProjectionConfig, StrictModel, parse, 
 from vmloc_ros.errors import CheckpointError, ConfigError
 from vmloc_ros.networks.config import AnyNetwork, Normalisation
 from vmloc_ros.networks.generative_map_config import MapCard
+from vmloc_ros.networks.scene_coordinates_config import SceneCard
 from vmloc_ros.networks.vlocnet_config import MotionCard
 from vmloc_ros.pose_graph_config import PoseGraphConfig
 from vmloc_ros.types import Mode, PinholeIntrinsics
@@ -131,6 +132,7 @@ class ModelCard(StrictModel):
     calibration: dict[Mode, ModeCalibration]
     motion: MotionCard | None = Field(None, description="Of the network's own odometry, where it has one.")
     map: MapCard | None = Field(None, description="Of a map that can be looked at.")
+    scene: SceneCard | None = Field(None, description="When answers over scene coordinates are believed.")
     pose_graph: PoseGraphConfig | None = Field(None, description="The poses go through this before they are given out.")
     scores: dict[str, Any] = Field(default_factory=dict, description="On validation data, per mode.")
     training: dict[str, Any] = Field(default_factory=dict, description="Data, seed, versions, duration.")

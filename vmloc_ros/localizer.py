@@ -1,8 +1,8 @@
 """A localizer turns frames into poses; this is where a model's folder becomes one, whatever its network is.
 
-Four kinds: pose regression from one frame (VMLoc, PoseNet17, AtLoc, MapNet); two frames and the previous pose (VLocNet:
+Five kinds: pose regression from one frame (VMLoc, PoseNet17, AtLoc, MapNet); two frames and the previous pose (VLocNet:
 keeps its last frame, takes `prior`); a latent observation model (Generative Map: gives the filter an `observation`);
-training images that are looked up (retrieval).
+training images that are looked up (retrieval). And scene coordinates: where every cell lies, solved by geometry.
 All answer with a `PoseEstimate` (with covariance, expert weights and health score), or with `NoPose` and a reason.
 """
 
@@ -20,6 +20,7 @@ from vmloc_ros.localizers.base import Localizer
 from vmloc_ros.localizers.generative_map import MapLocalizer
 from vmloc_ros.localizers.pose_graph import PoseGraphLocalizer
 from vmloc_ros.localizers.retrieval import RetrievalLocalizer
+from vmloc_ros.localizers.scene_coordinates import SceneLocalizer
 from vmloc_ros.localizers.single_frame import VMLocLocalizer
 from vmloc_ros.localizers.vlocnet import VLocNetLocalizer
 from vmloc_ros.neighbour_file import read_neighbours
@@ -28,6 +29,7 @@ from vmloc_ros.pose_graph import load_gtsam
 from vmloc_ros.runtimes.build import build_runtime
 from vmloc_ros.runtimes.generative_map import MapRuntime
 from vmloc_ros.runtimes.retrieval import RetrievalRuntime
+from vmloc_ros.runtimes.scene_coordinates import SceneRuntime
 from vmloc_ros.runtimes.torch import Runtime
 from vmloc_ros.runtimes.vlocnet import VLocNetRuntime
 from vmloc_ros.types import Modality, Mode
@@ -104,6 +106,8 @@ def _localizer_of(path: Path, card: ModelCard, runtime: Runtime, config: ModelCo
         return VLocNetLocalizer(card, runtime, config.previous_pose, fallback, read_neighbours(path, card))
     if isinstance(runtime, RetrievalRuntime):
         return RetrievalLocalizer(card, runtime, fallback, read_neighbours(path, card))
+    if isinstance(runtime, SceneRuntime):
+        return SceneLocalizer(card, runtime, fallback)
     return VMLocLocalizer(card, runtime, fallback, read_neighbours(path, card))
 
 

@@ -10,9 +10,11 @@ from vmloc_ros.learning import Learning
 from vmloc_ros.networks.build import build_network
 from vmloc_ros.networks.generative_map import GenerativeMap
 from vmloc_ros.networks.retrieval_config import RetrievalConfig
+from vmloc_ros.networks.scene_coordinates import SceneCoordinates
 from vmloc_ros.networks.vlocnet import VLocNet
 from vmloc_ros.networks.vmloc import VMLoc
 from vmloc_ros.objective import Objective
+from vmloc_ros.scene_objective import SceneObjective
 from vmloc_ros.training_config import TrainingConfig
 from vmloc_ros.vlocnet_objective import VLocNetLearning
 
@@ -32,4 +34,6 @@ def build_objective(config: TrainingConfig) -> Learning:
         return GenerativeObjective(network, config.objective.generative_map)
     if isinstance(network, VLocNet):
         return VLocNetLearning(network, config.objective)
+    if isinstance(network, SceneCoordinates):
+        return SceneObjective(network, config.objective)
     raise TypeError(f"nothing to train a {type(network).__name__} by")

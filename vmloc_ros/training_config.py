@@ -12,6 +12,7 @@ from vmloc_ros.config import LocalizerConfig, StrictModel, parse, read_yaml
 from vmloc_ros.losses import Distance, EncoderGradient
 from vmloc_ros.networks.config import AnyNetwork, NetworkConfig
 from vmloc_ros.networks.generative_map_config import GenerativeMapConfig, GenerativeMapObjective
+from vmloc_ros.networks.scene_coordinates_config import SceneLoss
 from vmloc_ros.networks.vlocnet_config import VLocNetConfig, VLocNetObjective
 from vmloc_ros.pose_graph_config import PoseGraphConfig
 
@@ -165,6 +166,7 @@ class ObjectiveConfig(StrictModel):
     relative: RelativeConfig = Field(default_factory=RelativeConfig)
     vlocnet: VLocNetObjective = Field(default_factory=VLocNetObjective)
     generative_map: GenerativeMapObjective = Field(default_factory=GenerativeMapObjective)
+    scene: SceneLoss = Field(default_factory=SceneLoss)
 
     @field_validator("presence")
     @classmethod

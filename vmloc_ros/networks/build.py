@@ -11,6 +11,8 @@ from vmloc_ros.networks.generative_map import GenerativeMap
 from vmloc_ros.networks.generative_map_config import GenerativeMapConfig
 from vmloc_ros.networks.retrieval import RetrievalNetwork
 from vmloc_ros.networks.retrieval_config import RetrievalConfig
+from vmloc_ros.networks.scene_coordinates import SceneCoordinates
+from vmloc_ros.networks.scene_coordinates_config import SceneCoordinatesConfig
 from vmloc_ros.networks.vlocnet import VLocNet
 from vmloc_ros.networks.vlocnet_config import VLocNetConfig
 from vmloc_ros.networks.vmloc import VMLoc
@@ -26,4 +28,6 @@ def build_network(config: AnyNetwork) -> nn.Module:
         return GenerativeMap(config)
     if isinstance(config, VLocNetConfig):
         return VLocNet(config)
+    if isinstance(config, SceneCoordinatesConfig):
+        return SceneCoordinates(config)
     assert_never(config)

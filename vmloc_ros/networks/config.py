@@ -13,6 +13,7 @@ from vmloc_ros.config import StrictModel
 from vmloc_ros.networks.generative_map_config import GenerativeMapConfig
 from vmloc_ros.networks.inputs_config import InputShape, ModalityName, TrunkName
 from vmloc_ros.networks.retrieval_config import RetrievalConfig
+from vmloc_ros.networks.scene_coordinates_config import SceneCoordinatesConfig
 from vmloc_ros.networks.vlocnet_config import VLocNetConfig
 
 __all__ = ["AnyNetwork", "ModalityName", "NetworkConfig", "Normalisation", "TrunkName"]
@@ -94,7 +95,8 @@ AnyNetwork = Annotated[
     Annotated[NetworkConfig, Tag("vmloc")]
     | Annotated[VLocNetConfig, Tag("vlocnet")]
     | Annotated[GenerativeMapConfig, Tag("generative_map")]
-    | Annotated[RetrievalConfig, Tag("retrieval")],
+    | Annotated[RetrievalConfig, Tag("retrieval")]
+    | Annotated[SceneCoordinatesConfig, Tag("scene_coordinates")],
     Discriminator(_architecture),
 ]
 """A network of any kind; `architecture` says which."""

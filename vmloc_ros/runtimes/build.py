@@ -7,10 +7,12 @@ from torch import nn
 from vmloc_ros.networks.config import Normalisation
 from vmloc_ros.networks.generative_map import GenerativeMap
 from vmloc_ros.networks.retrieval import RetrievalNetwork
+from vmloc_ros.networks.scene_coordinates import SceneCoordinates
 from vmloc_ros.networks.vlocnet import VLocNet
 from vmloc_ros.networks.vmloc import VMLoc
 from vmloc_ros.runtimes.generative_map import MapRuntime
 from vmloc_ros.runtimes.retrieval import RetrievalRuntime
+from vmloc_ros.runtimes.scene_coordinates import SceneRuntime
 from vmloc_ros.runtimes.torch import Runtime, TorchRuntime
 from vmloc_ros.runtimes.vlocnet import VLocNetRuntime
 
@@ -25,4 +27,6 @@ def build_runtime(network: nn.Module, normalisation: Normalisation, latent_sampl
         return MapRuntime(network, normalisation, device)
     if isinstance(network, VLocNet):
         return VLocNetRuntime(network, normalisation, device)
+    if isinstance(network, SceneCoordinates):
+        return SceneRuntime(network, normalisation, device)
     raise TypeError(f"nothing to run a {type(network).__name__} with")

@@ -30,12 +30,14 @@ class RawPoses:
         scatter_N66: covariance of the poses of the latent samples about it (right perturbation, camera axes).
         shares: by expert, (N,): its part of the precision.
         latents_ND: float32, the latent means.
+        refused_N: frames whose numbers must not be believed (their pose is a placeholder); None: there are none.
     """
 
     T_map_camera: Array
     scatter_N66: Array
     shares: dict[str, Array]
     latents_ND: NDArray[np.float32]
+    refused_N: NDArray[np.bool_] | None = None
 
 
 class Runtime(Protocol):

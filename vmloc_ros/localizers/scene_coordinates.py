@@ -1,0 +1,85 @@
+"""Localization over scene coordinates: the network says where every cell lies, geometry finds the camera.
+
+An answer that too few cells agree on is none: the frame gets no pose, and the reason.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from vmloc_ros.checkpoint import ModelCard
+from vmloc_ros.errors import CheckpointError
+from vmloc_ros.localizers.inputs import FrameInputs
+from vmloc_ros.neighbours import scatter_evidence
+from vmloc_ros.runtimes.scene_coordinates import SceneRuntime
+from vmloc_ros.types import CameraPrior, Frame, NoPose, PoseEstimate
+
+
+class SceneLocalizer:
+    """Experts over scene coordinates; it has no memory. Implements `Localizer`."""
+
+    def __init__(self, card: ModelCard, runtime: SceneRuntime, fallback: str = "") -> None:
+        """
+        Args:
+            card: of the model, with its part `scene`.
+            runtime: of its network.
+            fallback: see `Localizer`.
+
+        Raises:
+            CheckpointError: the card does not say when an answer is believed.
+        """
+        if card.scene is None:
+            raise CheckpointError(
+                f"card.yaml of {card.name}: has no part `scene` (when answers are believed); take the card that "
+                "`vmloc train` wrote beside the weights"
+            )
+        self.card = card
+        self.device = runtime.device
+        self.fallback = fallback
+        runtime.scene = card.scene
+        self._scene = card.scene
+        self._runtime = runtime
+        self._lock = threading.Lock()
+        self._inputs = FrameInputs(card)
+        self._calibrations = {mode: calibration.rule() for mode, calibration in card.calibration.items()}
+
+    def localize(self, frame: Frame, prior: CameraPrior | None = None) -> PoseEstimate | NoPose:
+        """See `Localizer`; `prior` is not used."""
+        seen = self._inputs.of(frame)
+        if isinstance(seen, NoPose):
+            return seen
+        calibration = self._calibrations.get(seen.mode)
+        limits = self._scene.limits.get(seen.mode.value)
+        if calibration is None or limits is None:
+            return NoPose(frame.stamp_ns, f"the model's card has no calibration for {seen.mode}")
+        with self._lock:
+            reading = self._runtime.read(seen.rgb_1HW3, seen.depth_1HW)
+            raw = self._runtime.poses(reading)
+        share = float(reading.alignment.share_B[0])
+        if raw.refused_N is None or raw.refused_N[0] or share < limits.least_share:
+            return NoPose(
+                frame.stamp_ns,
+                f"the scene does not fit the map: {100.0 * share:.0f} % of the cells agree on a pose, "
+                f"{100.0 * limits.least_share:.0f} % are needed",
+            )
+        scatter_66 = raw.scatter_N66[0]
+        evidence = scatter_evidence(scatter_66[None])
+        return PoseEstimate(
+            stamp_ns=frame.stamp_ns,
+            T_map_camera=raw.T_map_camera[0],
+            cov_66=calibration.covariance(scatter_66, evidence),
+            expert_weights={name: float(part[0]) for name, part in raw.shares.items()},
+            mode=seen.mode,
+            health=float(np.clip(share / limits.share_median, 0.0, 1.0)),
+        )
+
+    def warm_up(self) -> None:
+        """See `Localizer`."""
+        with self._lock:
+            for seen in self._inputs.blank():
+                self._runtime.infer(seen.rgb_1HW3, seen.depth_1HW)
+
+    def reset(self) -> None:
+        """See `Localizer`."""
