@@ -80,6 +80,9 @@ class SceneObjective(Learning):
     ) -> tuple[Tensor, Tensor]:
         """The loss to minimise and its negative as a bound (detached), per cell and frame, of this part of a batch.
 
+        It is that part's share: the sum over the parts is what the whole batch gives, whose latent noise every process
+        draws and takes its own rows of.
+
         Args:
             batch: with `scene`.
             importance: of the variational likelihood, see `losses.vmloc_loss`.
@@ -97,7 +100,7 @@ class SceneObjective(Learning):
         total = scene.points_B3C.new_zeros(())
         for subset, share_B in self._rows(experts, count, batch.size):
             mixture = self.network.fuse(subset, count)
-            total = total + self._loss(mixture, scene, share_B, importance)
+            total = total + self._loss(mixture, batch, scene, share_B, importance)
         bound = -total.detach()
         if touch_all:
             idle = [encoder for name, encoder in self.network.encoders.items() if name not in experts]
@@ -124,20 +127,26 @@ class SceneObjective(Learning):
         subsets = [experts, {RGB: experts[RGB]}, {DEPTH: experts[DEPTH]}]
         return [(subset, chance / total) for subset, chance in zip(subsets, chances, strict=True)]
 
-    def _loss(self, mixture: CellMixture, scene: SceneTargets, share_B: Tensor, importance: bool) -> Tensor:
-        """The samples' loss: the mean over the cells with a return, and what is asked of those without."""
+    def _loss(
+        self, mixture: CellMixture, batch: Batch, scene: SceneTargets, share_B: Tensor, importance: bool
+    ) -> Tensor:
+        """The samples' loss: the mean over the cells with a return, and what is asked of those without.
+
+        A frame without any return says nothing about its cells: its depth was never taken.
+        """
         known_BC = scene.known_BC.float()
         weight_BC = share_B[:, None] * known_BC / known_BC.sum(dim=1, keepdim=True).clamp_min(1.0)
         target_BK3C = self._targets(scene)
         if self._own.likelihood == "variational":
-            loss = self._variational(mixture, target_BK3C, weight_BC, importance)
+            loss = self._variational(mixture, batch, target_BK3C, weight_BC, importance)
         else:
             loss = (weight_BC * negative_log_likelihood(mixture, target_BK3C)).sum()
         empty_BC = 1.0 - known_BC
         empty_BC = share_B[:, None] * empty_BC / empty_BC.sum(dim=1, keepdim=True).clamp_min(1.0)
         if self._own.empty_weight:
             wide_BC = mixture.variance_BK3C.log().square().mean(dim=(1, 2))
-            loss = loss + self._own.empty_weight * (empty_BC * wide_BC).sum()
+            taken_B1 = scene.known_BC.any(dim=1, keepdim=True)
+            loss = loss + self._own.empty_weight * (empty_BC * taken_B1 * wide_BC).sum()
         if self._own.reprojection_weight:
             loss = loss + self._own.reprojection_weight * (empty_BC * self._bearing_loss(mixture, scene)).sum()
         return loss
@@ -148,7 +157,9 @@ class SceneObjective(Learning):
         result: Tensor = (scene.points_B3C[:, None] - anchors_K31) / self.network.scale
         return result
 
-    def _variational(self, mixture: CellMixture, target_BK3C: Tensor, weight_BC: Tensor, importance: bool) -> Tensor:
+    def _variational(
+        self, mixture: CellMixture, batch: Batch, target_BK3C: Tensor, weight_BC: Tensor, importance: bool
+    ) -> Tensor:
         """VMLoc's objective (eqs. 13-15) with cells in the place of frames.
 
         A sample of a cell's coordinate is judged by eq. 11 with its distance in the place of the pose's errors:
@@ -158,7 +169,9 @@ class SceneObjective(Learning):
         mean, variance, target = (
             part[:, 0].transpose(1, 2).flatten(0, 1) for part in (mixture.mean_BK3C, mixture.variance_BK3C, target_BK3C)
         )
-        noise = torch.randn(config.samples, *mean.shape, device=mean.device)
+        whole = (config.samples, batch.size, weight_BC.shape[1], 3)
+        own = slice(batch.first, batch.first + len(batch.samples))
+        noise = torch.randn(whole, dtype=mean.dtype, device=mean.device)[:, own].flatten(1, 2)
 
         def loss_of(z_KMD: Tensor) -> Tensor:
             distance = ((z_KMD - target).square().sum(dim=-1) + EPSILON).sqrt()
@@ -176,6 +189,10 @@ class SceneObjective(Learning):
         ahead_BC = seen_BC3[..., 2].clamp_min(NEAREST)
         off_BC = (seen_BC3[..., :2] / ahead_BC[..., None] - rays_B2C.transpose(1, 2)).square().sum(dim=2)
         return (off_BC + EPSILON).sqrt().clamp_max(BEARING_LIMIT)
+
+    def unseen(self, batch: Batch) -> list[nn.Module]:
+        """Encoders of modalities that no sample of the whole batch shows."""
+        return [encoder for name, encoder in self.network.encoders.items() if name not in batch.inputs]
 
     def scales(self) -> dict[str, float]:
         """See `Learning`."""

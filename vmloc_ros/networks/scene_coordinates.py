@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from vmloc_ros.errors import ModelInputError
 from vmloc_ros.networks.encoders import ResidualBlock
 from vmloc_ros.networks.scene_coordinates_config import SceneCoordinatesConfig
 from vmloc_ros.networks.vmloc import Present
@@ -58,6 +60,20 @@ class CellMixture(NamedTuple):
     shares: Mapping[str, Tensor]
 
 
+class ImageNorm(nn.BatchNorm2d):
+    """Batch norm of one number per channel and image (N, C, 1, 1).
+
+    A training batch may show a modality in a single image, which has no variance: that is normalised as at run time.
+    """
+
+    def forward(self, x_NC11: Tensor) -> Tensor:
+        """The same shape."""
+        if self.training and len(x_NC11) == 1:
+            mean, variance = self.running_mean, self.running_var
+            return functional.batch_norm(x_NC11, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(x_NC11)
+
+
 class CellEncoder(nn.Module):
     """Trunk, context, and the head that runs on every cell."""
 
@@ -87,10 +103,10 @@ class CellEncoder(nn.Module):
         if config.context:
             self.context = nn.Sequential(
                 nn.AdaptiveAvgPool2d((config.context_rows, config.context_columns)),
-                nn.Flatten(),
-                nn.Linear(channels * config.context_rows * config.context_columns, config.context),
-                nn.BatchNorm1d(config.context),
+                nn.Conv2d(channels, config.context, (config.context_rows, config.context_columns)),
+                ImageNorm(config.context),
                 nn.ReLU(inplace=True),
+                nn.Flatten(),
             )
         head: list[nn.Module] = []
         width = channels + extra + config.context
@@ -176,19 +192,29 @@ class SceneCoordinates(nn.Module):
         return torch.stack([u, v], dim=1)
 
     def encode(self, inputs: Mapping[str, Present], rays_B2hw: Tensor) -> dict[str, CellExpert]:
-        """Every modality's expert.
+        """The expert of every modality that at least one sample has.
 
         Args:
             inputs: normalised images by modality.
             rays_B2hw: of all B samples, or of one for all.
+
+        Raises:
+            ModelInputError: a modality this network has no expert for, or nothing at all.
         """
+        unknown = set(inputs) - set(self.encoders)
+        if unknown:
+            raise ModelInputError(f"this network has no expert for {', '.join(sorted(unknown))}")
         experts = {}
         for name, present in inputs.items():
+            if not len(present.rows_N) and not present.elsewhere:
+                continue
             own = rays_B2hw[present.rows_N] if len(rays_B2hw) > 1 else rays_B2hw.expand(len(present.rows_N), -1, -1, -1)
             extra = own
             if name == Modality.DEPTH.value:
                 extra = torch.cat([own, self._cell_points(present.images_NCHW, own)], dim=1)
             experts[name] = self.encoders[name](present.images_NCHW, extra, present.rows_N)
+        if not experts:
+            raise ModelInputError("no modality is present")
         return experts
 
     def _cell_points(self, images_NCHW: Tensor, rays_N2hw: Tensor) -> Tensor:
