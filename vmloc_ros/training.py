@@ -294,7 +294,7 @@ class _Loop:
         device = str(next(self._judged.parameters()).device)
         latent = self._config.calibration.latent_samples
         runtime = build_runtime(self._judged, self._normalisation, latent, device)
-        return validate(runtime, self._config.network, self._store, samples)
+        return validate(runtime, self._config.network, self._store, samples, with_refused=True)
 
     def _save(self, key: str) -> None:
         """The checkpoint to resume from."""

@@ -38,6 +38,7 @@ class ModeErrors:
         T_hat_N44: the estimates.
         latents_ND: the latent means.
         samples_N: which samples of the store these frames are.
+        refused: how many further frames got no pose; None where the network always answers.
     """
 
     tangent_N6: Array
@@ -47,10 +48,13 @@ class ModeErrors:
     T_hat_N44: Array
     latents_ND: NDArray[np.float32]
     samples_N: NDArray[np.int64]
+    refused: int | None = None
 
     def summary(self) -> dict[str, object]:
-        """The `E` of the reports."""
-        return error_summary(self.position_m, self.rotation_deg)
+        """The `E` of the reports; with the frames that got no pose where there may be such, without errors where all
+        are."""
+        errors = error_summary(self.position_m, self.rotation_deg) if len(self.samples_N) else {"n": 0}
+        return errors if self.refused is None else errors | {"no_pose": self.refused}
 
 
 def error_summary(position_m: Array, rotation_deg: Array) -> dict[str, object]:
@@ -74,9 +78,16 @@ def mode_inputs(config: InputShape) -> dict[Mode, tuple[bool, bool]]:
 
 
 def validate(
-    runtime: Runtime, config: InputShape, store: SampleStore, samples: NDArray[np.int64]
+    runtime: Runtime,
+    config: InputShape,
+    store: SampleStore,
+    samples: NDArray[np.int64],
+    with_refused: bool = False,
 ) -> dict[Mode, ModeErrors]:
     """Errors without any augmentation, for every mode that at least one of the samples can show.
+
+    Frames that the network refuses have no errors: they are counted. While a training chooses its best weights
+    (`with_refused`) they count with their placeholder pose instead, or refusing the difficult frames would pay.
 
     VLocNet is told the previous pose as on a robot that has nothing else: its own answer to the frame before, which it
     gave without knowing an earlier one.
@@ -90,7 +101,7 @@ def validate(
     errors: dict[Mode, ModeErrors] = {}
     for mode, (rgb, depth) in mode_inputs(config).items():
         able = samples[(store.has_rgb[samples] | (not rgb)) & (store.has_depth[samples] | (not depth))]
-        poses, scatters, latents = [], [], []
+        poses, scatters, latents, refusals = [], [], [], []
         for start in range(0, len(able), CHUNK):
             chunk = able[start : start + CHUNK]
             if follows:
@@ -103,12 +114,22 @@ def validate(
             poses.append(raw.T_map_camera)
             scatters.append(raw.scatter_N66)
             latents.append(raw.latents_ND)
+            refusals.append(raw.refused_N)
         if poses:
             T_hat = np.concatenate(poses)
             _check_finite(T_hat, store, able)
-            tangent, position, rotation = pose_errors(T_hat, store.T_map_camera[able])
+            refused = None if refusals[0] is None else np.concatenate([item for item in refusals if item is not None])
+            kept = np.ones(len(able), dtype=bool) if refused is None or with_refused else ~refused
+            tangent, position, rotation = pose_errors(T_hat[kept], store.T_map_camera[able[kept]])
             errors[mode] = ModeErrors(
-                tangent, np.concatenate(scatters), position, rotation, T_hat, np.concatenate(latents), able
+                tangent,
+                np.concatenate(scatters)[kept],
+                position,
+                rotation,
+                T_hat[kept],
+                np.concatenate(latents)[kept],
+                able[kept],
+                None if refused is None else int(refused.sum()),
             )
     return errors
 
