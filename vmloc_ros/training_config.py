@@ -12,7 +12,7 @@ from vmloc_ros.config import LocalizerConfig, StrictModel, parse, read_yaml
 from vmloc_ros.losses import Distance, EncoderGradient
 from vmloc_ros.networks.config import AnyNetwork, NetworkConfig
 from vmloc_ros.networks.generative_map_config import GenerativeMapConfig, GenerativeMapObjective
-from vmloc_ros.networks.scene_coordinates_config import SceneLoss
+from vmloc_ros.networks.scene_coordinates_config import SceneCoordinatesConfig, SceneLoss
 from vmloc_ros.networks.vlocnet_config import VLocNetConfig, VLocNetObjective
 from vmloc_ros.pose_graph_config import PoseGraphConfig
 
@@ -192,7 +192,9 @@ class AugmentationConfig(StrictModel):
         description="Stored images are larger than the network's by this share; crops shift in it.",
     )
     turn_labels: bool = Field(
-        True, description="A shifted crop is what a slightly turned camera sees: turn the label with it."
+        True,
+        description="A shifted crop is what a slightly turned camera sees: turn the label with it. (Scene coordinates "
+        "do not need it: their cells bring the rays of the shifted crop.)",
     )
     move_chance: float = Field(
         0.0,
@@ -317,6 +319,8 @@ class TrainingConfig(StrictModel):
 
     @model_validator(mode="after")
     def _agree(self) -> TrainingConfig:
+        if isinstance(self.network, SceneCoordinatesConfig):
+            self._check_scene(self.network)
         depth = self.localizer.input.depth_source != "none"
         if "depth" in self.network.modalities and not depth:
             raise ValueError("network.modalities has depth, but localizer.input.depth_source is none")
@@ -341,9 +345,37 @@ class TrainingConfig(StrictModel):
             self._check_vlocnet(self.network)
         if self.pose_graph is not None and isinstance(self.network, GenerativeMapConfig):
             raise ValueError("pose_graph smooths poses, but generative_map gives the filter something else: remove it")
+        if self.trunk_weights != "none" and not hasattr(self.network, "trunk"):
+            raise ValueError(
+                f"trunk_weights is {self.trunk_weights}, but {self.network.architecture} has no ResNet trunk: remove it"
+            )
         if self.trunk_weights != "none" and getattr(self.network, "trunk", "small") == "small":
             raise ValueError(f"trunk_weights is {self.trunk_weights}, but network.trunk small has none; take a resnet")
         return self
+
+    def _check_scene(self, network: SceneCoordinatesConfig) -> None:
+        """Raises ValueError where cells could not learn where they lie."""
+        source, projection = self.localizer.input.depth_source, self.localizer.projection
+        if source == "none":
+            raise ValueError(
+                "network.architecture scene_coordinates learns where things are from depth, with network.modalities [rgb] "
+                "too: localizer.input.depth_source must not be none"
+            )
+        if source in ("points", "scan") and projection.kind != "pinhole":
+            raise ValueError(
+                "network.architecture scene_coordinates takes every cell's colour and depth to lie on one ray: "
+                f"localizer.projection.kind must be pinhole, it is {projection.kind}"
+            )
+        if self.objective.clip.frames != 1:
+            raise ValueError(
+                "network.architecture scene_coordinates learns from single frames: objective.clip.frames must be 1, it "
+                f"is {self.objective.clip.frames}"
+            )
+        if self.objective.scene.likelihood == "variational" and network.anchors > 1:
+            raise ValueError(
+                "objective.scene.likelihood variational samples one Gaussian per cell: network.anchors must be 1, it "
+                f"is {network.anchors} (or set the likelihood to robust)"
+            )
 
     def _check_vlocnet(self, network: VLocNetConfig) -> None:
         """Raises ValueError where VLocNet could not learn, or not start."""

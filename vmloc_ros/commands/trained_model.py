@@ -35,6 +35,7 @@ from vmloc_ros.checkpoint import (
 )
 from vmloc_ros.commands.card_parts import card_parts
 from vmloc_ros.commands.folds import Fold, stored_runtime
+from vmloc_ros.config import InputConfig
 from vmloc_ros.datasets.base import Recording
 from vmloc_ros.errors import TrainingError
 from vmloc_ros.localizer import modes_of
@@ -48,7 +49,7 @@ from vmloc_ros.samples import SampleStore
 from vmloc_ros.split import block_numbers, scored_samples
 from vmloc_ros.training import Trained
 from vmloc_ros.training_config import TrainingConfig
-from vmloc_ros.types import Mode
+from vmloc_ros.types import Modality, Mode
 from vmloc_ros.validation import ModeErrors, validate
 
 
@@ -81,7 +82,7 @@ def finish(
         crop_margin=config.augmentation.margin,
         frames={"map": config.localizer.frames.map, "camera": "camera optical frame (x right, y down, z forward)"}
         | {name: str(value) for name, value in about.items() if name != "licence"},
-        input=config.localizer.input,
+        input=input_of(config),
         projection=config.localizer.projection,
         latent_samples=config.calibration.latent_samples,
         calibration=calibration,
@@ -105,6 +106,14 @@ def finish(
     write_retrieval(out / RETRIEVAL, store, train_samples)
     plot_training(out / METRICS)
     return card
+
+
+def input_of(config: TrainingConfig) -> InputConfig:
+    """What a robot with this model listens to. Without an expert for depth it waits for none, though the training may
+    have learnt from it."""
+    if config.network.has(Modality.DEPTH):
+        return config.localizer.input
+    return config.localizer.input.model_copy(update={"depth_source": "none"})
 
 
 def calibrated(
