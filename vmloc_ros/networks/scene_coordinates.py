@@ -101,13 +101,7 @@ class CellEncoder(nn.Module):
         self.trunk = nn.Sequential(*layers)
         self.context: nn.Module | None = None
         if config.context:
-            self.context = nn.Sequential(
-                nn.AdaptiveAvgPool2d((config.context_rows, config.context_columns)),
-                nn.Conv2d(channels, config.context, (config.context_rows, config.context_columns)),
-                ImageNorm(config.context),
-                nn.ReLU(inplace=True),
-                nn.Flatten(),
-            )
+            self.context = context_branch(config, channels)
         head: list[nn.Module] = []
         width = channels + extra + config.context
         for units in config.hidden:
@@ -143,6 +137,23 @@ class CellEncoder(nn.Module):
         return CellExpert(
             logits, mean.unflatten(1, (anchors, 3)), 2.0 * log_deviation.unflatten(1, (anchors, 3)), context_ND, rows_N
         )
+
+
+def context_branch(config: SceneCoordinatesConfig, channels: int) -> nn.Sequential:
+    """From a trunk's features to what every cell is told of the whole image, (N, context)."""
+    layers: list[nn.Module] = []
+    for outputs in config.context_channels:
+        layers.append(ResidualBlock(channels, outputs, 2))
+        channels = outputs
+    grid = (config.context_rows, config.context_columns)
+    return nn.Sequential(
+        *layers,
+        nn.AdaptiveAvgPool2d(grid),
+        nn.Conv2d(channels, config.context, grid, bias=False),
+        ImageNorm(config.context),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+    )
 
 
 class SceneCoordinates(nn.Module):

@@ -26,12 +26,18 @@ class SceneCoordinatesConfig(InputShape):
     )
     blocks: int = Field(3, ge=1, le=8, description="Residual blocks in the last stage; the earlier ones have one.")
     context: int = Field(
-        64,
+        96,
         ge=0,
         description="Numbers about the whole image that every cell is told, so that what repeats in a building or a "
         "street is told apart; 0: none.",
     )
-    context_rows: int = Field(2, ge=1, description="Rows of the pooled grid that the context is made of.")
+    context_channels: list[int] = Field(
+        default_factory=lambda: [128, 160],
+        max_length=4,
+        description="Of further stages on the way to the context, each halving the grid once more; none: the cells' "
+        "own features are pooled.",
+    )
+    context_rows: int = Field(3, ge=1, description="Rows of the pooled grid that the context is made of.")
     context_columns: int = Field(4, ge=1, description="Columns of that grid.")
     hidden: list[int] = Field(
         default_factory=lambda: [256, 256],
@@ -59,7 +65,7 @@ class SceneCoordinatesConfig(InputShape):
                 raise ValueError(f"{name} {size} is no multiple of the cell's size, {self.cell} pixels")
         if self.depth_encoding != "log":
             raise ValueError("scene coordinates need metres: depth_encoding is log")
-        if min(self.hidden) < 1 or min(self.channels) < 1:
+        if min([*self.hidden, *self.channels, *self.context_channels]) < 1:
             raise ValueError("every layer needs at least one channel")
         return self
 
