@@ -1,18 +1,19 @@
 """The camera's pose from cells whose places in the map are known roughly: with depth, without, or mixed.
 
-For a cell whose surface lies at X ~ N(mean, diag(variance)) in the map, seen along the ray d = R ray (ray z = 1) at a depth
+For a cell whose surface lies at X ~ N(mean, diag(variance)) in the map, seen along d = R ray (ray z = 1) at a depth
 l ~ N(depth, depth_variance), the residual is r = X - (C + depth d). With l marginalised, its information is
 
     W' = W - W d d' W / (d' W d + 1 / depth_variance),    W = diag(1 / variance).
 
 A cell with a good depth counts in three dimensions (3D-3D alignment), one without any has 1 / depth_variance = 0 and
-counts across its ray only (reprojection, in metres in the map): two ends of one estimator. The pose minimises the sum of a
-robust loss of r' W' r: a start from `scene_hypotheses`, then iteratively re-weighted Gauss-Newton on SE(3).
+counts across its ray only (reprojection, in metres in the map): two ends of one estimator. The pose minimises the sum
+of a robust loss of r' W' r: a start from `scene_hypotheses`, then iteratively re-weighted Gauss-Newton on SE(3).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,25 @@ FRAMES_AT_ONCE = 32
 """Larger batches are solved in parts: all hypotheses times all cells are in memory at once."""
 LEAST_PIVOT = 1e-5
 """Of the Cholesky factor of the information scaled to a diagonal of ones: below it a direction is not seen at all."""
+
+TURN = 9.0
+"""Squared whitened residual at which a cell's weight has fallen to a quarter.
+
+Chosen with the loss, by experiment: Gaussian and Student-t errors, claims that are wrong for single cells or three
+times too small for all, 30 and 60 % outliers, a quarter of the image moved together; against Cauchy's loss, Huber's,
+and a flat top with steep sides.
+"""
+DOUBT = 3.0
+"""Information that is not this many times what noise alone makes up is none."""
+QUANTILE, MOST_SCATTER = 0.3, 9.0
+"""Which quantile of the squared residuals tells how a frame's cells scatter (outliers are among the others), and the
+most that is believed: three times the claimed standard deviation."""
+QUANTILES = {2: 0.713350, 3: 1.423652}
+MEDIANS = {2: 1.386294, 3: 2.365974}
+"""Of the chi-square distributions with 2 and 3 degrees of freedom."""
+GAIN = {2: 1.233773, 3: 1.409537}
+"""What the weights are multiplied by, so that with Gaussian errors the information is the inverse of the estimate's
+covariance: E[psi']^2 / (E[psi^2] E[w]) of one component, psi = w e (P. Huber, "Robust Statistics", 1981, ch. 3)."""
 
 
 class Cells(NamedTuple):
@@ -54,15 +74,15 @@ class AlignmentSettings:
     Attributes:
         hypotheses: triples of cells that are tried.
         iterations: of Gauss-Newton; always all of them.
-        inlier_m, inlier_share: a cell agrees with a pose if its point lies nearer than inlier_m + inlier_share * (distance
-            along the ray) to where the pose puts it; without a return, to its ray.
+        inlier_m, inlier_share: a cell agrees with a pose if its point lies nearer than inlier_m + inlier_share *
+            (distance along the ray) to where the pose puts it; without a return, to its ray.
         depth_sigma_m, depth_sigma_share: standard deviation of a return: depth_sigma_m + depth_sigma_share * depth.
         least_cells: usable cells, and cells that agree, below which there is no pose.
         enough_returns: frames with fewer returns start from bearings as well.
     """
 
     hypotheses: int = 64
-    iterations: int = 8
+    iterations: int = 6
     inlier_m: float = 0.1
     inlier_share: float = 0.02
     depth_sigma_m: float = 0.01
@@ -76,12 +96,12 @@ class Alignment(NamedTuple):
 
     Attributes:
         T_map_camera_B44: NaN where not solved.
-        information_B66: of the right perturbation T Exp(d), d = (translation, rotation) in camera axes: J' W' J with the
-            cells' robust weights; 0 where not solved.
-        inliers_BN: cells that agree.
-        share_B: of the usable cells, those that agree.
-        residual_B: root mean square of a whitened residual's component over the cells that agree: 1 = they scatter as the
-            network claims. Infinite where not solved.
+        information_B66: of the right perturbation T Exp(d), d = (translation, rotation) in camera axes: J' W' J with
+            the cells' robust weights, which fall to nothing for cells that do not agree; 0 where not solved.
+        inliers_BN: cells that agree; none where not solved.
+        share_B: of the usable cells, those that agree; 0 where not solved.
+        residual_B: how the cells that agree scatter, by the median of their squared whitened residuals: 1 = as the
+            network claims, 2 = twice as far. Infinite where not solved.
         distance_B: median over the usable cells of the distance of their point from where the pose puts it, metres.
             Infinite where not solved.
         solved_B: whether there is a pose.
@@ -102,174 +122,226 @@ def align(cells: Cells, settings: AlignmentSettings) -> Alignment:
 
     Never raises because of the cells' values: a frame without enough cells that agree is not solved.
     """
+    frames, count = cells.depth_BN.shape
+    if frames == 0 or count < settings.least_cells:
+        return _nothing(cells)
     parts = [
         _align(Cells(*(tensor[first : first + FRAMES_AT_ONCE] for tensor in cells)), settings)
-        for first in range(0, max(1, len(cells.points_BN3)), FRAMES_AT_ONCE)
+        for first in range(0, frames, FRAMES_AT_ONCE)
     ]
     return parts[0] if len(parts) == 1 else Alignment(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
+def _nothing(cells: Cells) -> Alignment:
+    frames, usable_BN = len(cells.depth_BN), cells.usable_BN
+    zeros_B = torch.zeros(frames, dtype=torch.float64, device=usable_BN.device)
+    return Alignment(
+        torch.full((frames, 4, 4), torch.nan).to(zeros_B),
+        torch.zeros(frames, 6, 6).to(zeros_B),
+        torch.zeros_like(usable_BN),
+        zeros_B,
+        zeros_B + torch.inf,
+        zeros_B + torch.inf,
+        zeros_B > 0.0,
+    )
+
+
 def _align(cells: Cells, settings: AlignmentSettings) -> Alignment:
-    sight, middle_B13 = _sight(cells, settings)
+    sight, middle_B31 = _sight(cells, settings)
     tolerance = Tolerance(settings.inlier_m, settings.inlier_share)
     start = best_poses(sight, settings.hypotheses, tolerance, settings.enough_returns)
-    R_B33 = start.R_BK33[:, 0].nan_to_num(0.0)
-    centre_B13 = start.centre_BK3.nan_to_num(0.0)
+    scatter = _scatter(sight)
+    R_B33, centre_B31 = start.R_BK33[:, 0].nan_to_num(0.0), start.centre_BK3.mT.nan_to_num(0.0)
     for _ in range(settings.iterations):
-        system = _normal_equations(R_B33, centre_B13, sight)
-        R_B33, centre_B13 = _moved(R_B33, centre_B13, system)
-    return _judged(R_B33, centre_B13, sight, middle_B13, cells.usable_BN, start.valid_BK[:, 0], settings)
+        R_B33, centre_B31 = _moved(R_B33, centre_B31, _normal_equations(R_B33, centre_B31, sight, scatter).G_B77)
+    return _judged(R_B33, centre_B31, sight, scatter, middle_B31, cells.usable_BN, start.valid_BK[:, 0], settings)
 
 
 def _sight(cells: Cells, settings: AlignmentSettings) -> tuple[Sight, Tensor]:
-    """The cells in float64 about the middle of each frame's points (B, 1, 3); those that are no good made harmless."""
-    points, variance, rays = (tensor.double() for tensor in cells[:3])
-    depth_BN = cells.depth_BN.double()
-    # x * 0 is 0 for finite numbers only: one pass finds whatever is not finite
-    broken_BN = ((points + variance + rays) * 0.0).sum(-1) + depth_BN * 0.0
-    positive_BN = torch.minimum(variance.amin(-1), rays[..., 2]) > 0.0
-    good_BN = cells.usable_BN & (broken_BN == 0.0) & positive_BN & (depth_BN >= 0.0)
-    usable_BN = good_BN.double()
-    good_BN1 = good_BN.unsqueeze(-1)
-    points = torch.where(good_BN1, points, 0.0)
-    count_B11 = usable_BN.sum(1)[:, None, None].clamp(min=1.0)
-    middle_B13 = points.sum(1, keepdim=True) / count_B11
-    depth_BN = torch.where(good_BN, depth_BN, 0.0)
-    sigma_BN = settings.depth_sigma_m + settings.depth_sigma_share * depth_BN
-    sight = Sight(
-        points - middle_B13,
-        torch.where(good_BN1, variance, 1.0).rsqrt(),
-        torch.where(good_BN1, rays, 1.0),
-        depth_BN,
-        torch.where(depth_BN > 0.0, sigma_BN.square().reciprocal(), 0.0),
-        usable_BN,
+    """The cells in float64 about the middle of each frame's points (B, 3, 1); those that are no good made harmless."""
+    points, variance, rays = (
+        tensor.mT.to(torch.float64, memory_format=torch.contiguous_format) for tensor in cells[:3]
     )
-    return sight, middle_B13
+    depth_B1N, usable_B1N = cells.depth_BN.double().unsqueeze(1), cells.usable_BN.unsqueeze(1)
+    # 0 * x is 0 for finite numbers only: whatever is not finite is found in one pass
+    numbers_B1N = ((points + variance + rays).sum(1, keepdim=True) + depth_B1N) * 0.0
+    positive_B1N = torch.minimum(variance.amin(1, keepdim=True), rays[:, 2:]) > 0.0
+    good_B1N = usable_B1N & (numbers_B1N == 0.0) & positive_B1N & (depth_B1N >= 0.0)
+    points = torch.where(good_B1N, points, 0.0)
+    middle_B31 = points.sum(2, keepdim=True) / good_B1N.sum(2, keepdim=True).clamp(min=1)
+    depth_B1N = torch.where(good_B1N, depth_B1N, 0.0)
+    depth_sigma_B1N = settings.depth_sigma_m + settings.depth_sigma_share * depth_B1N
+    sight = Sight(
+        points - middle_B31,
+        torch.where(good_B1N, variance, 1.0).rsqrt(),
+        torch.where(good_B1N, rays, 1.0),
+        depth_B1N,
+        torch.where(depth_B1N > 0.0, depth_sigma_B1N.square().reciprocal(), 0.0),
+        good_B1N.double(),
+    )
+    return sight, middle_B31
+
+
+class _Scatter(NamedTuple):
+    """What the squares of whitened residuals are measured by: they have 3 degrees of freedom, 2 without a return.
+
+    Attributes:
+        per_quantile_B1N: 1 / the `QUANTILE` of the chi-square distribution.
+        unusable_B1N: 0, or infinite for cells that do not count: added, it sorts them to the end.
+        rank_B11: of the `QUANTILE` among the usable cells.
+        root_gain_B1N: root of `GAIN`; 0 for cells that do not count.
+    """
+
+    per_quantile_B1N: Tensor
+    unusable_B1N: Tensor
+    rank_B11: Tensor
+    root_gain_B1N: Tensor
+
+
+def _scatter(sight: Sight) -> _Scatter:
+    has_return_B1N = sight.depth_information_B1N > 0.0
+    return _Scatter(
+        torch.where(has_return_B1N, 1.0 / QUANTILES[3], 1.0 / QUANTILES[2]),
+        torch.where(sight.usable_B1N > 0.0, 0.0, torch.inf),
+        (sight.usable_B1N.sum(2, keepdim=True) * QUANTILE).long(),
+        torch.where(has_return_B1N, GAIN[3] ** 0.5, GAIN[2] ** 0.5) * sight.usable_B1N,
+    )
+
+
+def _root_weight(square_B1N: Tensor, scatter: _Scatter) -> Tensor:
+    """Root of the weights gain / s / (1 + e^2 / (c^2 s))^2 (S. Geman, D. McClure, 1987; c^2 = `TURN`).
+
+    s >= 1 is how much more than claimed the frame's surest share of cells scatters (squared): a network that is too
+    sure of a whole frame would else have all its good cells taken for outliers, and the pose for a certain one.
+    """
+    sorted_B1N = (square_B1N * scatter.per_quantile_B1N + scatter.unusable_B1N).sort(2).values
+    s_B11 = sorted_B1N.gather(2, scatter.rank_B11).clamp_(1.0, MOST_SCATTER)
+    turn_B11 = TURN * s_B11
+    return scatter.root_gain_B1N * (TURN * s_B11.sqrt()) / (square_B1N + turn_B11)
 
 
 class _System(NamedTuple):
-    """Gauss-Newton's normal equations, and what the cells have to do with them."""
+    """The normal equations at a pose.
 
-    H_B66: Tensor
-    g_B6: Tensor
-    whitened_BN3: Tensor
-    weight_BN: Tensor
-    square_BN: Tensor
-    depth_BN: Tensor
-    away_BN3: Tensor
-    direction_BN3: Tensor
+    Attributes:
+        G_B77: [[H, g], [g', cost]] with H = sum w J' W' J and g = sum w J' W' r.
+        square_B1N: r' W' r.
+        turned_B33N: the rotation's part of the cells' weighted Jacobians, which is proportional to their depth.
+        depth_B1N, depth_information_B1N: that depth, and 1 / its variance.
+    """
+
+    G_B77: Tensor
+    square_B1N: Tensor
+    turned_B33N: Tensor
+    depth_B1N: Tensor
+    depth_information_B1N: Tensor
 
 
-def _normal_equations(R_B33: Tensor, centre_B13: Tensor, sight: Sight) -> _System:
-    """H = sum w J' W' J and g = -sum w J' W' r at a pose, w the robust weights.
+def _normal_equations(R_B33: Tensor, centre_B31: Tensor, sight: Sight, scatter: _Scatter) -> _System:
+    """Gauss-Newton's equations for the robust sum of r' W' r.
 
     W' = P' P with P = (I - k u u') W^(1/2), u = W^(1/2) d and k such that (I - k u u')^2 = I - u u' / (u' u + q),
     q = 1 / depth_variance. J is taken at the likeliest depth between the cell's return and its point, which makes g the
-    exact gradient: W' depends on the pose, too.
+    exact gradient: W' depends on the pose, too. Cells behind the camera have no weight.
     """
-    inverse_BN3, q_BN = sight.inverse_sigma_BN3, sight.depth_information_BN
-    direction_BN3 = sight.rays_BN3 @ R_B33.mT
-    away_BN3 = sight.points_BN3 - centre_B13
-    u_BN3, v_BN3 = direction_BN3 * inverse_BN3, away_BN3 * inverse_BN3
-    uu_BN, uv_BN = (u_BN3 * u_BN3).sum(-1), (u_BN3 * v_BN3).sum(-1)
-    sum_BN = uu_BN + q_BN
-    depth_BN = (uv_BN + q_BN * sight.depth_BN) / sum_BN
-    ku_BN3 = u_BN3 * ((1.0 - (q_BN / sum_BN).sqrt()) / uu_BN).unsqueeze(-1)
-    e_BN3 = v_BN3 - sight.depth_BN.unsqueeze(-1) * u_BN3 - ku_BN3 * (uv_BN - sight.depth_BN * uu_BN).unsqueeze(-1)
-    square_BN = (e_BN3 * e_BN3).sum(-1)
-    weight_BN = robust_weight(square_BN, sight) * (depth_BN > 0.0)
-    A_BN33 = inverse_BN3.unsqueeze(-1) * R_B33.unsqueeze(1)
-    uA_BN3 = (u_BN3 * inverse_BN3) @ R_B33
-    P_BN33 = A_BN33 - ku_BN3.unsqueeze(-1) * uA_BN3.unsqueeze(-2)
-    seen_BN13 = (sight.rays_BN3 * depth_BN.unsqueeze(-1)).unsqueeze(-2)
-    J_BN37 = torch.cat([-P_BN33, torch.linalg.cross(P_BN33, seen_BN13), e_BN3.unsqueeze(-1)], -1)
-    J_BM7 = (J_BN37 * weight_BN.sqrt()[..., None, None]).flatten(1, 2)
-    G_B77 = J_BM7.mT @ J_BM7
-    return _System(
-        G_B77[:, :6, :6], -G_B77[:, :6, 6], e_BN3, weight_BN, square_BN, depth_BN, away_BN3, direction_BN3
-    )
+    inverse_B3N, q_B1N, given_B1N = sight.inverse_sigma_B3N, sight.depth_information_B1N, sight.depth_B1N
+    u_B3N = (R_B33 @ sight.rays_B3N) * inverse_B3N
+    v_B3N = (sight.points_B3N - centre_B31) * inverse_B3N
+    uu_B1N, uv_B1N = (u_B3N * u_B3N).sum(1, keepdim=True), (u_B3N * v_B3N).sum(1, keepdim=True)
+    sum_B1N = uu_B1N + q_B1N
+    depth_B1N = (uv_B1N + q_B1N * given_B1N) / sum_B1N
+    k_B1N = (1.0 - (q_B1N / sum_B1N).sqrt()) / uu_B1N
+    e_B3N = v_B3N - (given_B1N + k_B1N * (uv_B1N - given_B1N * uu_B1N)) * u_B3N
+    square_B1N = (e_B3N * e_B3N).sum(1, keepdim=True)
+    root_weight_B1N = _root_weight(square_B1N, scatter) * (depth_B1N > 0.0)
+    uA_B3N = R_B33.mT @ (u_B3N * inverse_B3N)
+    # axes of the camera first, then those of the map
+    P_B33N = R_B33.mT.unsqueeze(-1) * inverse_B3N.unsqueeze(1) - uA_B3N.unsqueeze(2) * (k_B1N * u_B3N).unsqueeze(1)
+    P_B33N *= root_weight_B1N.unsqueeze(1)
+    seen_B31N = (sight.rays_B3N * depth_B1N).unsqueeze(2)
+    turned_B33N = torch.linalg.cross(P_B33N, seen_B31N.expand_as(P_B33N), dim=1)
+    J_B7M = torch.cat([-P_B33N, turned_B33N, (e_B3N * root_weight_B1N).unsqueeze(1)], 1).flatten(2)
+    return _System(J_B7M @ J_B7M.mT, square_B1N, turned_B33N, depth_B1N, sum_B1N)
 
 
-KERNEL = ["plateau", 9.0, False]
+@cache
+def _skew(device: torch.device) -> Tensor:
+    """(3, 9): a vector times it is the vector's skew matrix, row by row."""
+    matrix = torch.zeros(3, 9, dtype=torch.float64, device=device)
+    for axis, entry, sign in ((0, 5, -1), (0, 7, 1), (1, 2, 1), (1, 6, -1), (2, 1, -1), (2, 3, 1)):
+        matrix[axis, entry] = sign
+    return matrix
 
 
-def robust_weight(square_BN: Tensor, sight: Sight) -> Tensor:
-    kind, c2, scaled = KERNEL
-    if scaled:
-        values = torch.where(sight.usable_BN > 0, square_BN, torch.nan)
-        med = values.nanmedian(-1, keepdim=True).values
-        square_BN = square_BN / (med / 2.0).clamp(min=1.0)
-    if kind == "plateau":
-        w = (c2 / square_BN).clamp(max=1.0).square()
-    elif kind == "huber":
-        w = (c2 / square_BN).clamp(max=1.0).sqrt()
-    elif kind == "gm":
-        w = (1.0 + square_BN / c2).reciprocal().square()
-    elif kind == "cauchy":
-        w = (1.0 + square_BN / c2).reciprocal()
-    return w * sight.usable_BN
-
-
-_SKEW = torch.zeros(3, 9, dtype=torch.float64)
-for _axis, _entry, _sign in ((0, 5, -1), (0, 7, 1), (1, 2, 1), (1, 6, -1), (2, 1, -1), (2, 3, 1)):
-    _SKEW[_axis, _entry] = _sign
-
-
-def _moved(R_B33: Tensor, centre_B13: Tensor, system: _System) -> tuple[Tensor, Tensor]:
+def _moved(R_B33: Tensor, centre_B31: Tensor, G_B77: Tensor) -> tuple[Tensor, Tensor]:
     """The pose after a step; the rotation by Cayley's formula, which agrees with the exponential to second order."""
-    H = system.H_B66
-    diagonal = H.diagonal(dim1=1, dim2=2)
-    damped = H + torch.diag_embed(diagonal * 1e-9 + 1e-12)
-    step_B6 = torch.linalg.solve_ex(damped, system.g_B6)[0].nan_to_num(0.0, 0.0, 0.0)
-    centre_B13 = centre_B13 + step_B6[:, None, :3] @ R_B33.mT
-    half_B3 = 0.5 * step_B6[:, 3:]
-    skew_B33 = (half_B3 @ _SKEW.to(half_B3.device)).unflatten(1, (3, 3))
-    factor_B11 = 2.0 / (1.0 + half_B3.square().sum(1))[:, None, None]
-    return R_B33 + R_B33 @ (factor_B11 * (skew_B33 + skew_B33 @ skew_B33)), centre_B13
+    H_B66 = G_B77[:, :6, :6].clone()
+    H_B66.diagonal(dim1=1, dim2=2).mul_(1.0 + 1e-9).add_(1e-12)  # a direction that is not seen stays as it is
+    step_B61 = torch.linalg.solve_ex(H_B66, -G_B77[:, :6, 6:])[0].nan_to_num_(0.0, 0.0, 0.0)
+    half_B13 = 0.5 * step_B61[:, 3:].mT
+    skew_B33 = (half_B13 @ _skew(half_B13.device)).unflatten(2, (3, 3)).squeeze(1)
+    turn_B33 = skew_B33 + skew_B33 @ skew_B33
+    turn_B33 *= 2.0 / (1.0 + half_B13 @ half_B13.mT)
+    return R_B33 + R_B33 @ turn_B33, centre_B31 + R_B33 @ step_B61[:, :3]
+
+
+def _spurious(system: _System) -> Tensor:
+    """The part of H (B, 6, 6) that the noise of the depths makes up.
+
+    A rotation's effect grows with the depth, and H has its square, which noise makes larger by its variance. About a
+    line of points, where rotations have no effect at all, H would have nothing but that: about 1 per cell.
+    """
+    per_depth_B1N = 1.0 / (system.depth_B1N.clamp(min=1e-6) * system.depth_information_B1N.sqrt())
+    noise_B3M = (system.turned_B33N * per_depth_B1N.unsqueeze(1)).flatten(2)
+    return torch.nn.functional.pad(noise_B3M @ noise_B3M.mT, (3, 0, 3, 0))
+
+
+def _agreement(R_B33: Tensor, centre_B31: Tensor, sight: Sight, settings: AlignmentSettings) -> tuple[Tensor, Tensor]:
+    """How far (B, N) the cells' points lie from where the pose puts them, metres, and which agree with it."""
+    away_B3N = R_B33.mT @ (sight.points_B3N - centre_B31)
+    ray_B1N = sight.rays_B3N.square().sum(1, keepdim=True)
+    along_B1N = (away_B3N * sight.rays_B3N).sum(1, keepdim=True) / ray_B1N
+    depth_B1N = torch.where(sight.depth_information_B1N > 0.0, sight.depth_B1N, along_B1N.clamp(min=0.0))
+    distance_B1N = (away_B3N - depth_B1N * sight.rays_B3N).square_().sum(1, keepdim=True).sqrt()
+    allowed_B1N = settings.inlier_m + settings.inlier_share * depth_B1N * ray_B1N.sqrt()
+    inliers_B1N = (distance_B1N < allowed_B1N) & (along_B1N > 0.0) & (sight.usable_B1N > 0.0)
+    return distance_B1N.squeeze(1), inliers_B1N.squeeze(1)
 
 
 def _judged(
     R_B33: Tensor,
-    centre_B13: Tensor,
+    centre_B31: Tensor,
     sight: Sight,
-    middle_B13: Tensor,
+    scatter: _Scatter,
+    middle_B31: Tensor,
     usable_BN: Tensor,
     started_B: Tensor,
     settings: AlignmentSettings,
 ) -> Alignment:
     """Which cells agree with the poses, how well they are determined, and whether they count as solved."""
-    system = _normal_equations(R_B33, centre_B13, sight)
-    has_return_BN = sight.depth_information_BN > 0.0
-    along_BN = (system.away_BN3 * system.direction_BN3).sum(-1) / sight.rays_BN3.square().sum(-1)
-    reached_BN = torch.where(has_return_BN, sight.depth_BN, along_BN.clamp(min=0.0)).unsqueeze(-1)
-    seen_BN3 = reached_BN * system.direction_BN3
-    distance_BN = (system.away_BN3 - seen_BN3).square().sum(-1).sqrt()
-    allowed_BN = settings.inlier_m + settings.inlier_share * seen_BN3.square().sum(-1).sqrt()
-    inliers_BN = (distance_BN < allowed_BN) & (along_BN > 0.0) & (sight.usable_BN > 0.0)
-    count_B = inliers_BN.sum(1)
-    asked_B = usable_BN.sum(1)
-    distance_BN = torch.where(sight.usable_BN > 0.0, distance_BN, torch.inf)
-    distance_B = torch.where(usable_BN, distance_BN, torch.nan).nanmedian(1).values
-    weight_BN = inliers_BN * system.weight_BN
-    components_BN = 2.0 + (system.direction_BN3.square().sum(-1) > 0.0) * has_return_BN
-    residual_B = ((weight_BN * system.square_BN).sum(1) / (weight_BN * components_BN).sum(1)).sqrt()
-    scale_B6 = system.H_B66.diagonal(dim1=1, dim2=2).clamp(min=0.0).sqrt()
-    scaled_B66 = system.H_B66 / (scale_B6.unsqueeze(1) * scale_B6.unsqueeze(2))
-    factor_B66, failed_B = torch.linalg.cholesky_ex(scaled_B66)
+    system = _normal_equations(R_B33, centre_B31, sight, scatter)
+    H_B66, spurious_B66 = system.G_B77[:, :6, :6], _spurious(system)
+    distance_BN, inliers_BN = _agreement(R_B33, centre_B31, sight, settings)
+    count_B, asked_B = inliers_BN.sum(1), usable_BN.sum(1)
+    distance_BN = torch.where(usable_BN, distance_BN + scatter.unusable_B1N.squeeze(1), torch.nan)
+    median_1N = torch.where(sight.depth_information_B1N > 0.0, MEDIANS[3], MEDIANS[2]).squeeze(1)
+    whitened_BN = torch.where(inliers_BN, system.square_B1N.squeeze(1) / median_1N, torch.nan)
+    distance_B, residual_B = torch.stack([distance_BN, whitened_BN]).nanmedian(2).values
+    scale_B16 = H_B66.diagonal(dim1=1, dim2=2).unsqueeze(1).rsqrt()
+    sure_B66 = (H_B66 - DOUBT * spurious_B66) * scale_B16 * scale_B16.mT
+    factor_B66, failed_B = torch.linalg.cholesky_ex(sure_B66)
     pivot_B = factor_B66.diagonal(dim1=1, dim2=2).amin(1)
-    centre_B3 = (centre_B13 + middle_B13).squeeze(1)
-    finite_B = centre_B3.isfinite().all(1) & R_B33.isfinite().all(-1).all(-1) & residual_B.isfinite()
-    enough_B = (count_B >= settings.least_cells) & (asked_B >= settings.least_cells)
-    solved_B = started_B & enough_B & finite_B & (failed_B == 0) & (pivot_B > LEAST_PIVOT)
-    T_B44 = torch.zeros(len(R_B33), 4, 4, dtype=torch.float64, device=R_B33.device)
-    T_B44[:, :3, :3], T_B44[:, :3, 3], T_B44[:, 3, 3] = R_B33, centre_B3, 1.0
+    T_B34 = torch.cat([R_B33, centre_B31 + middle_B31], 2)
+    finite_B = (T_B34.sum((1, 2)) + system.G_B77.sum((1, 2)) + residual_B).isfinite()
+    solved_B = started_B & finite_B & (count_B >= settings.least_cells) & (failed_B == 0) & (pivot_B > LEAST_PIVOT)
+    last_B14 = torch.eye(4, dtype=T_B34.dtype, device=T_B34.device)[3:].expand(len(T_B34), 1, 4)
     yes_B11 = solved_B[:, None, None]
     return Alignment(
-        torch.where(yes_B11, T_B44, torch.nan),
-        torch.where(yes_B11, system.H_B66, 0.0),
+        torch.where(yes_B11, torch.cat([T_B34, last_B14], 1), torch.nan),
+        torch.where(yes_B11, H_B66 - spurious_B66, 0.0),
         inliers_BN & solved_B.unsqueeze(1),
-        torch.where(solved_B, count_B / asked_B.clamp(min=1), 0.0),
-        torch.where(solved_B, residual_B, torch.inf),
-        torch.where(solved_B, distance_B.nan_to_num(torch.inf), torch.inf),
+        torch.where(solved_B, count_B / asked_B.clamp(min=1).double(), 0.0),
+        torch.where(solved_B, residual_B.sqrt(), torch.inf),
+        torch.where(solved_B, distance_B, torch.inf),
         solved_B,
     )

@@ -2,9 +2,9 @@
 
 A cell has a point in the map (what the network says), a ray through its centre, and a depth or none. Three cells with
 depth give a pose in closed form (two orthonormal frames, one on each side); three cells without give up to four, by
-the distances that solve the perspective three-point problem (J. A. Grunert, 1841; the quartic as in R. Haralick, C. Lee,
-K. Ottenberg, M. Nolle, "Review and analysis of solutions of the three point perspective pose estimation problem", IJCV
-1994, eqs. 9-10). Everything is one batch of tensors, so that it runs on any device, and the triples come from fixed
+the distances that solve the perspective three-point problem (J. A. Grunert, 1841; the quartic as in R. Haralick,
+C. Lee, K. Ottenberg, M. Nolle, "Review and analysis of solutions of the three point perspective pose estimation
+problem", IJCV 1994). Everything is one batch of tensors, so that it runs on any device, and the triples come from fixed
 numbers: the same frame suggests the same poses, in whatever batch it comes.
 """
 
@@ -21,27 +21,31 @@ DRAWN_PER_KEPT = 8
 """Triples with depth are looked at before a pose is made of any: so many for each one that is kept."""
 LEAST_SINE = 0.05
 """Triples in which two sides stand at a smaller angle to each other are as good as on a line."""
+JUDGES = 64
+"""Cells that tell which of the many poses of bearings are worth a look by all."""
 _SEED = 20_241
 
 
 class Sight(NamedTuple):
-    """Cells as the solver works with them: B frames, N cells, float64; positions relative to a point of the frame's own.
+    """Cells as the solver works with them: B frames, N cells, float64; positions about a point of the frame's own.
+
+    Cells come last: long rows are what a processor is quick with.
 
     Attributes:
-        points_BN3: means in the map's axes, metres.
-        inverse_sigma_BN3: 1 / standard deviation of the means along the map's axes.
-        rays_BN3: camera optical axes, z = 1.
-        depth_BN: along the optical axis, metres; 0 = no return.
-        depth_information_BN: 1 / variance of the depth; 0 = no return.
-        usable_BN: 1 for cells that count, 0 for the others, whose numbers are harmless.
+        points_B3N: means in the map's axes, metres.
+        inverse_sigma_B3N: 1 / standard deviation of the means along the map's axes.
+        rays_B3N: camera optical axes, z = 1.
+        depth_B1N: along the optical axis, metres; 0 = no return.
+        depth_information_B1N: 1 / variance of the depth; 0 = no return.
+        usable_B1N: 1 for cells that count, 0 for the others, whose numbers are harmless.
     """
 
-    points_BN3: Tensor
-    inverse_sigma_BN3: Tensor
-    rays_BN3: Tensor
-    depth_BN: Tensor
-    depth_information_BN: Tensor
-    usable_BN: Tensor
+    points_B3N: Tensor
+    inverse_sigma_B3N: Tensor
+    rays_B3N: Tensor
+    depth_B1N: Tensor
+    depth_information_B1N: Tensor
+    usable_B1N: Tensor
 
 
 class Tolerance(NamedTuple):
@@ -61,132 +65,157 @@ class Poses(NamedTuple):
 
 @cache
 def _numbers(count: int, device: torch.device) -> Tensor:
-    """(3, count) numbers in [0, 1), always the same; the three of a column lie in different thirds, in any order.
+    """(1, 3 * count) numbers in [0, 1), always the same: three rows; those of a column lie apart.
 
     Cells are counted along the rows of the image, so that triples spread over it.
     """
     generator = torch.Generator().manual_seed(_SEED)
-    first_N = (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float64)) / count
-    apart_2N = torch.rand(2, count, generator=generator, dtype=torch.float64) / 3.0
-    offsets_3N = torch.stack([torch.zeros(count), 1.0 / 6.0 + apart_2N[0], 0.5 + apart_2N[1]])
-    return ((first_N + offsets_3N) % 1.0).to(device)
+    random_3H = torch.rand(3, count, generator=generator, dtype=torch.float64)
+    first_H = (torch.arange(count) + random_3H[0]) / count
+    rows_3H = torch.stack([first_H, first_H + (0.5 + random_3H[1]) / 3.0, first_H + (1.5 + random_3H[2]) / 3.0])
+    return (rows_3H % 1.0).reshape(1, -1).to(device)
 
 
-def draw_triples(weights_BN: Tensor, count: int) -> Tensor:
-    """Numbers of cells (B, 3, count), the likelier the higher their weight; cells of weight 0 never.
+def _drawn(weights_BN: Tensor, numbers_1M: Tensor) -> Tensor:
+    """Numbers of cells (B, M), the likelier the higher their weight, and never those of weight 0.
 
-    Where no cell has a weight, whatever comes must be refused by the caller.
+    Where no cell has a weight, whatever comes is to be refused by the caller.
     """
     cumulated_BN = weights_BN.cumsum(-1)
-    total_B1 = cumulated_BN[:, -1:]
-    numbers_3H = _numbers(count, weights_BN.device)
-    wanted_BM = numbers_3H.reshape(1, -1) * total_B1
-    drawn_BM = torch.searchsorted(cumulated_BN, wanted_BM, right=True).clamp_(max=weights_BN.shape[1] - 1)
-    return drawn_BM.unflatten(1, (3, count))
+    drawn_BM = torch.searchsorted(cumulated_BN, numbers_1M * cumulated_BN[:, -1:], right=True)
+    return drawn_BM.clamp_(max=weights_BN.shape[1] - 1)
 
 
-def _cell_weights(sight: Sight, counts_BN: Tensor, tolerance: Tolerance) -> Tensor:
-    """By precision, as far as it matters: below the tolerance, a cell that is surer is no better."""
-    variance_BN = sight.inverse_sigma_BN3.square().reciprocal().sum(-1)
-    return counts_BN / (variance_BN + tolerance.metres**2)
+def _triples(weights_BN: Tensor, values_BDN: Tensor, count: int) -> Tensor:
+    """(B, D, 3, count): the values of three cells each, drawn by weight."""
+    drawn_BM = _drawn(weights_BN, _numbers(count, weights_BN.device))
+    return _picked(values_BDN, drawn_BM).unflatten(2, (3, count))
 
 
-def _picked(values_BND: Tensor, triples_B3H: Tensor) -> Tensor:
-    """(B, 3, H, D): the triples' values."""
-    index_BM1 = triples_B3H.flatten(1).unsqueeze(-1)
-    return values_BND.gather(1, index_BM1.expand(-1, -1, values_BND.shape[2])).unflatten(1, triples_B3H.shape[1:])
+def _picked(values_BDN: Tensor, index_BM: Tensor) -> Tensor:
+    return values_BDN.gather(2, index_BM.unsqueeze(1).expand(-1, values_BDN.shape[1], -1))
 
 
-def _frames(corners_B3H3: Tensor) -> tuple[Tensor, Tensor]:
-    """Axes (B, H, 3, 3) in columns that stand on triangles, and the sine of the angle at their first corner."""
-    side_BH3 = corners_B3H3[:, 1] - corners_B3H3[:, 0]
-    other_BH3 = corners_B3H3[:, 2] - corners_B3H3[:, 0]
-    normal_BH3 = torch.linalg.cross(side_BH3, other_BH3)
-    lengths_BH3 = torch.stack([side_BH3, other_BH3, normal_BH3], 2).square().sum(-1).sqrt()
-    x_BH3 = side_BH3 / lengths_BH3[..., :1]
-    z_BH3 = normal_BH3 / lengths_BH3[..., 2:]
-    axes_BH33 = torch.stack([x_BH3, torch.linalg.cross(z_BH3, x_BH3), z_BH3], -1)
-    return axes_BH33, lengths_BH3[..., 2] / (lengths_BH3[..., 0] * lengths_BH3[..., 1])
+def _precision(sight: Sight, counted_B1N: Tensor, tolerance: Tolerance) -> Tensor:
+    """Weights (B, N), as far as precision matters: below the tolerance, a cell that is surer is no better."""
+    variance_B1N = sight.inverse_sigma_B3N.square().reciprocal().sum(1, keepdim=True)
+    return (counted_B1N / (variance_B1N + tolerance.metres**2)).squeeze(1)
 
 
-def poses_of_triangles(map_B3H3: Tensor, camera_B3H3: Tensor) -> Poses:
+def _returns(sight: Sight) -> Tensor:
+    return sight.usable_B1N * (sight.depth_information_B1N > 0.0)
+
+
+def poses_of_triangles(map_B33H: Tensor, camera_B33H: Tensor) -> Poses:
     """The pose that lays each triangle seen from the camera onto its triangle in the map, middle on middle.
 
-    Triangles that are nearly a line on either side, and those that are not finite, are not valid.
+    Args:
+        map_B33H, camera_B33H: coordinates, corners, triangles.
+
+    Returns:
+        Their poses. Triangles that are nearly a line on either side, or not finite, are not valid.
     """
-    axes_BH33, sine_BH = _frames(torch.cat([map_B3H3, camera_B3H3]))
-    frames = len(map_B3H3)
-    R_BH33 = axes_BH33[:frames] @ axes_BH33[frames:].mT
-    middle_BH3 = map_B3H3.mean(1) - (R_BH33 @ camera_B3H3.mean(1).unsqueeze(-1)).squeeze(-1)
-    valid_BH = (torch.minimum(sine_BH[:frames], sine_BH[frames:]) > LEAST_SINE) & middle_BH3.isfinite().all(-1)
-    return Poses(R_BH33, middle_BH3, valid_BH)
+    frames, corners_C33H = len(map_B33H), torch.cat([map_B33H, camera_B33H])
+    side_C3H, other_C3H = (corners_C33H[:, :, 1:] - corners_C33H[:, :, :1]).unbind(2)
+    normal_C3H = torch.linalg.cross(side_C3H, other_C3H, dim=1)
+    vectors_C33H = torch.stack([side_C3H, normal_C3H, other_C3H], 2)
+    lengths_C13H = vectors_C33H.square().sum(1, keepdim=True).sqrt()
+    x_C3H, z_C3H = (vectors_C33H[:, :, :2] / lengths_C13H[:, :, :2]).unbind(2)
+    axes_C33H = torch.stack([x_C3H, torch.linalg.cross(z_C3H, x_C3H, dim=1), z_C3H], 2)
+    axes_CH33 = axes_C33H.permute(0, 3, 1, 2)
+    R_BH33 = axes_CH33[:frames] @ axes_CH33[frames:].mT
+    middle_CH31 = corners_C33H.mean(2).mT.unsqueeze(-1)
+    centre_BH3 = (middle_CH31[:frames] - R_BH33 @ middle_CH31[frames:]).squeeze(-1)
+    sine_CH = lengths_C13H[:, 0, 1] / (lengths_C13H[:, 0, 0] * lengths_C13H[:, 0, 2])
+    valid_BH = (torch.minimum(sine_CH[:frames], sine_CH[frames:]) > LEAST_SINE) & centre_BH3.sum(-1).isfinite()
+    return Poses(R_BH33, centre_BH3, valid_BH)
 
 
 def poses_with_depth(sight: Sight, count: int, tolerance: Tolerance) -> Poses:
     """Poses (count per frame) of three cells with returns.
 
     Of `DRAWN_PER_KEPT` times as many triples, those are kept whose sides are as long in the map as they are seen,
-    for their size; triples whose sides differ by more than the corners' tolerances are not valid.
+    for their size; triples with a side that differs by more than the tolerances of its ends are not valid.
     """
-    returns_BN = sight.usable_BN * (sight.depth_information_BN > 0.0)
-    drawn_B3M = draw_triples(_cell_weights(sight, returns_BN, tolerance), DRAWN_PER_KEPT * count)
-    seen_BN3 = sight.rays_BN3 * sight.depth_BN.unsqueeze(-1)
-    both_B3M6 = _picked(torch.cat([sight.points_BN3, seen_BN3], -1), drawn_B3M)
-    sides_B3M23 = (both_B3M6 - both_B3M6.roll(1, 1)).unflatten(-1, (2, 3))
-    lengths_B3M2 = sides_B3M23.square().sum(-1).sqrt()
-    mismatch_BM = (lengths_B3M2[..., 0] - lengths_B3M2[..., 1]).abs().amax(1)
-    reach_BM = both_B3M6[..., 5].sum(1) * (2.0 / 3.0)
-    allowed_BM = 2.0 * tolerance.metres + tolerance.share * reach_BM
-    size_BM = lengths_B3M2.amin((1, 3))
+    returns_B1N = _returns(sight)
+    values_B6N = torch.cat([sight.points_B3N, sight.rays_B3N * sight.depth_B1N], 1)
+    weights_BN = _precision(sight, returns_B1N, tolerance)
+    drawn_B63M = _triples(weights_BN, values_B6N, DRAWN_PER_KEPT * count)
+    sides_B233M = (drawn_B63M - drawn_B63M.roll(1, 2)).unflatten(1, (2, 3))
+    lengths_B23M = sides_B233M.square().sum(2).sqrt()
+    mismatch_BM = (lengths_B23M[:, 0] - lengths_B23M[:, 1]).abs().amax(1)
+    allowed_BM = drawn_B63M[:, 5].sum(1) * (tolerance.share * 2.0 / 3.0) + 2.0 * tolerance.metres
+    size_BM = lengths_B23M.amin((1, 2))
     rank_BM = torch.where(mismatch_BM < allowed_BM, (mismatch_BM + tolerance.metres) / size_BM, torch.inf)
     least_BH, best_BH = rank_BM.topk(count, largest=False)
-    kept_B3H6 = both_B3M6.gather(2, best_BH[:, None, :, None].expand(-1, 3, -1, 6))
-    poses = poses_of_triangles(kept_B3H6[..., :3], kept_B3H6[..., 3:])
-    enough_B1 = returns_BN.sum(1, keepdim=True) >= 3
+    kept_B63H = drawn_B63M.gather(3, best_BH[:, None, None].expand(-1, 6, 3, -1))
+    poses = poses_of_triangles(kept_B63H[:, :3], kept_B63H[:, 3:])
+    enough_B1 = returns_B1N.sum(2) >= 3
     return poses._replace(valid_BK=poses.valid_BK & least_BH.isfinite() & enough_B1)
 
 
 def poses_of_bearings(sight: Sight, count: int, tolerance: Tolerance) -> Poses:
-    """Poses (4 * count per frame) of three cells by their rays alone."""
-    triples_B3H = draw_triples(_cell_weights(sight, sight.usable_BN, tolerance), count)
-    map_B3H3 = _picked(sight.points_BN3, triples_B3H)
-    rays_B3H3 = _picked(sight.rays_BN3, triples_B3H)
-    unit_B3H3 = rays_B3H3 / rays_B3H3.square().sum(-1, keepdim=True).sqrt()
-    ranges_B3H4 = three_point_ranges(map_B3H3, unit_B3H3)
-    camera_B3M3 = (ranges_B3H4.unsqueeze(-1) * unit_B3H3.unsqueeze(3)).flatten(2, 3)
-    poses = poses_of_triangles(map_B3H3.repeat_interleave(4, 2), camera_B3M3)
-    in_front_BM = (ranges_B3H4 > 0.0).all(1).flatten(1)
-    enough_B1 = sight.usable_BN.sum(1, keepdim=True) >= 3
-    return poses._replace(valid_BK=poses.valid_BK & in_front_BM & enough_B1)
+    """Poses (half as many per frame as `count`) of three cells each by their rays alone.
+
+    Every triple gives up to four; those are kept that `JUDGES` of the cells like best.
+    """
+    unit_B3N = sight.rays_B3N / sight.rays_B3N.square().sum(1, keepdim=True).sqrt()
+    weights_BN = _precision(sight, sight.usable_B1N, tolerance)
+    drawn_B63H = _triples(weights_BN, torch.cat([sight.points_B3N, unit_B3N], 1), count)
+    map_B33H, unit_B33H = drawn_B63H[:, :3], drawn_B63H[:, 3:]
+    ranges_B3H4 = three_point_ranges(map_B33H, unit_B33H)
+    camera_B33M = (ranges_B3H4.unsqueeze(1) * unit_B33H.unsqueeze(4)).flatten(3)
+    poses = poses_of_triangles(map_B33H.repeat_interleave(4, 3), camera_B33M)
+    in_front_BM = (ranges_B3H4.amin(1) > 0.0).flatten(1)
+    enough_B1 = sight.usable_B1N.sum(2) >= 3
+    poses = poses._replace(valid_BK=poses.valid_BK & in_front_BM & enough_B1)
+    judges_1J = (torch.arange(JUDGES, device=unit_B3N.device) + 0.5)[None] / JUDGES
+    index_BJ = _drawn(sight.usable_B1N.squeeze(1), judges_1J)
+    judges = Sight(*(_picked(tensor, index_BJ) for tensor in sight))
+    return _chosen(poses, disagreement(poses, judges, tolerance).topk(count // 2, largest=False).indices)
 
 
-def three_point_ranges(map_B3H3: Tensor, unit_B3H3: Tensor) -> Tensor:
-    """Distances (B, 3, H, 4) of three points along their unit bearings; NaN or negative where there is no such solution.
+def _chosen(poses: Poses, index_BK: Tensor) -> Poses:
+    return Poses(
+        poses.R_BK33.gather(1, index_BK[..., None, None].expand(-1, -1, 3, 3)),
+        poses.centre_BK3.gather(1, index_BK[..., None].expand(-1, -1, 3)),
+        poses.valid_BK.gather(1, index_BK),
+    )
+
+
+def three_point_ranges(map_B33H: Tensor, unit_B33H: Tensor) -> Tensor:
+    """Distances (B, 3, H, 4) of three points along their unit bearings; NaN or negative: there is no such solution.
 
     Grunert's quartic in v = s3 / s1. Of a pair of complex roots the real part is taken: with noise, two solutions
     that nearly coincide become such a pair, and what is close by is good enough for a start.
+
+    Args:
+        map_B33H, unit_B33H: coordinates, corners, triples.
     """
-    around_B3H3 = (map_B3H3.roll(-1, 1) - map_B3H3.roll(1, 1)).square().sum(-1)
-    cosines_B3H = (unit_B3H3.roll(-1, 1) * unit_B3H3.roll(1, 1)).sum(-1)
-    a2, b2, c2 = around_B3H3.unbind(1)  # squared sides opposite to corners 1, 2, 3
+    squares_B3H = (map_B33H.roll(-1, 2) - map_B33H.roll(1, 2)).square().sum(1)
+    cosines_B3H = (unit_B33H.roll(-1, 2) * unit_B33H.roll(1, 2)).sum(1)
+    a, b, c = squares_B3H.unbind(1)  # of the sides opposite to corners 1, 2, 3
     cos_a, cos_b, cos_c = cosines_B3H.unbind(1)
-    a, c = a2 / b2, c2 / b2
-    m, s = a - c, a + c
+    a, c, square_b = a / b, c / b, b
+    m, s, aa, cc = a - c, a + c, cos_a * cos_a, cos_c * cos_c
+    mixed = (1.0 - s) * cos_a * cos_c
     quartic = (
-        (m - 1.0) ** 2 - 4.0 * c * cos_a**2,
-        4.0 * (m * (1.0 - m) * cos_b - (1.0 - s) * cos_a * cos_c + 2.0 * c * cos_a**2 * cos_b),
+        (m - 1.0).square() - 4.0 * c * aa,
+        4.0 * ((m - m * m + 2.0 * c * aa) * cos_b - mixed),
         2.0
         * (
-            m * m - 1.0 + 2.0 * m * m * cos_b**2 + 2.0 * (1.0 - c) * cos_a**2
-            - 4.0 * s * cos_a * cos_b * cos_c + 2.0 * (1.0 - a) * cos_c**2
+            m * m
+            - 1.0
+            + 2.0 * ((m * cos_b).square() + (1.0 - c) * aa + (1.0 - a) * cc)
+            - 4.0 * s * cos_a * cos_b * cos_c
         ),
-        4.0 * (-m * (1.0 + m) * cos_b + 2.0 * a * cos_c**2 * cos_b - (1.0 - s) * cos_a * cos_c),
-        (1.0 + m) ** 2 - 4.0 * a * cos_c**2,
-    )  # fmt: skip
+        4.0 * ((2.0 * a * cc - m - m * m) * cos_b - mixed),
+        (1.0 + m).square() - 4.0 * a * cc,
+    )
     v = quartic_roots(torch.stack(quartic, -1))
-    m, cos_a, cos_b, cos_c = (value.unsqueeze(-1) for value in (m, cos_a, cos_b, cos_c))
+    m, cos_a, cos_b, cos_c, square_b = (value.unsqueeze(-1) for value in (m, cos_a, cos_b, cos_c, square_b))
     u = ((m - 1.0) * v * v - 2.0 * m * cos_b * v + 1.0 + m) / (2.0 * (cos_c - v * cos_a))
-    first = (b2.unsqueeze(-1) / (1.0 + v * v - 2.0 * v * cos_b)).sqrt()
+    first = (square_b / (1.0 + v * v - 2.0 * v * cos_b)).sqrt()
     return torch.stack([first, u * first, v * first], 1)
 
 
@@ -220,33 +249,30 @@ def quartic_roots(coefficients_5: Tensor) -> Tensor:
 
 
 def disagreement(poses: Poses, sight: Sight, tolerance: Tolerance) -> Tensor:
-    """(B, K): the sum over cells of min((distance / tolerance)^2, 1), in float32; infinite for poses that are not valid.
+    """(B, K): the sum over cells of min((distance / tolerance)^2, 1), in float32; infinite where a pose is not valid.
 
-    The distance is of the cell's point from where the pose puts it; without a return, from the ray in front of the camera.
+    The distance is of the cell's point from where the pose puts it; without a return, from the part of the ray in
+    front of the camera.
     """
-    single = torch.float32
-    has_return_BN1 = (sight.depth_information_BN > 0.0).unsqueeze(-1)
-    length_BN1 = sight.rays_BN3.square().sum(-1, keepdim=True).sqrt()
-    depth_BN1 = torch.where(has_return_BN1, sight.depth_BN.unsqueeze(-1), 0.0)
-    seen_B13N = (sight.rays_BN3 * depth_BN1).to(single).mT.unsqueeze(1)
-    R_BK33 = poses.R_BK33.to(single)
-    offset_BK31 = R_BK33.mT @ poses.centre_BK3.to(single).unsqueeze(-1)
-    points_B3N = sight.points_BN3.to(single).mT
-    away_BK3N = (R_BK33.mT.flatten(1, 2) @ points_B3N).unflatten(1, offset_BK31.shape[1:3])
-    away_BK3N -= offset_BK31
-    away_BK3N -= seen_B13N
+    single, has_return_B1N = torch.float32, sight.depth_information_B1N > 0.0
+    ray_length_B1N = sight.rays_B3N.square().sum(1, keepdim=True).sqrt()
+    depth_B1N = torch.where(has_return_B1N, sight.depth_B1N, 0.0)
+    R_BK33 = poses.R_BK33.mT
+    T_BK34 = torch.cat([R_BK33, -R_BK33 @ poses.centre_BK3.unsqueeze(-1)], -1)
+    points_B4N = torch.cat([sight.points_B3N, torch.ones_like(depth_B1N)], 1).to(single)
+    away_BK3N = (T_BK34.to(single).flatten(1, 2) @ points_B4N).unflatten(1, (-1, 3))
+    away_BK3N -= (sight.rays_B3N * depth_B1N).to(single).unsqueeze(1)
     x, y, z = away_BK3N.unbind(2)
-    allowed_B1N = (tolerance.metres + tolerance.share * depth_BN1 * length_BN1).to(single).mT
     square_BKN = x * x + y * y + z * z
-    if not bool(has_return_BN1.all()):
-        along = torch.where(has_return_BN1, 0.0, sight.rays_BN3 / length_BN1).to(single).mT.unsqueeze(1).unbind(2)
-        along_BKN = (x * along[0] + y * along[1] + z * along[2]).clamp_(min=0.0)
-        square_BKN = square_BKN - along_BKN * along_BKN
-        allowed_BKN = allowed_B1N + tolerance.share * along_BKN
-    else:
-        allowed_BKN = allowed_B1N
+    allowed_BKN = (tolerance.metres + tolerance.share * depth_B1N * ray_length_B1N).to(single)
+    if not bool(has_return_B1N.all()):  # what stands below changes nothing for cells with returns
+        along_B3N = torch.where(has_return_B1N, 0.0, sight.rays_B3N / ray_length_B1N).to(single)
+        i, j, k = along_B3N.unsqueeze(1).unbind(2)
+        along_BKN = (x * i + y * j + z * k).clamp_(min=0.0)
+        square_BKN -= along_BKN * along_BKN
+        allowed_BKN = allowed_BKN + tolerance.share * along_BKN
     truncated_BKN = (square_BKN / (allowed_BKN * allowed_BKN)).clamp_(max=1.0)
-    sum_BK = (truncated_BKN @ sight.usable_BN.to(single).unsqueeze(-1)).squeeze(-1)
+    sum_BK = (truncated_BKN @ sight.usable_B1N.to(single).mT).squeeze(-1)
     return torch.where(poses.valid_BK & sum_BK.isfinite(), sum_BK, math.inf)
 
 
@@ -260,7 +286,7 @@ def best_poses(sight: Sight, count: int, tolerance: Tolerance, enough_returns: i
         enough_returns: frames with so many cells with returns are solved by these; in the others the poses of bearings
             compete with them.
     """
-    returns_B = (sight.usable_BN * (sight.depth_information_BN > 0.0)).sum(1)
+    returns_B = _returns(sight).sum((1, 2))
     few_B = returns_B < enough_returns
     kinds = []
     if bool((returns_B >= 3).any()):
@@ -270,8 +296,4 @@ def best_poses(sight: Sight, count: int, tolerance: Tolerance, enough_returns: i
         kinds.append(bearings._replace(valid_BK=bearings.valid_BK & few_B.unsqueeze(1)))
     poses = kinds[0] if len(kinds) == 1 else Poses(*(torch.cat(parts, 1) for parts in zip(*kinds, strict=True)))
     best_B1 = disagreement(poses, sight, tolerance).argmin(1, keepdim=True)
-    return Poses(
-        poses.R_BK33.gather(1, best_B1[..., None, None].expand(-1, -1, 3, 3)),
-        poses.centre_BK3.gather(1, best_B1[..., None].expand(-1, -1, 3)),
-        poses.valid_BK.gather(1, best_B1),
-    )
+    return _chosen(poses, best_B1)
