@@ -358,8 +358,8 @@ class TrainingConfig(StrictModel):
         source, projection = self.localizer.input.depth_source, self.localizer.projection
         if source == "none":
             raise ValueError(
-                "network.architecture scene_coordinates learns where things are from depth, with network.modalities [rgb] "
-                "too: localizer.input.depth_source must not be none"
+                "network.architecture scene_coordinates learns where things are from depth, even if its modalities are "
+                "[rgb]: localizer.input.depth_source must not be none"
             )
         if source in ("points", "scan") and projection.kind != "pinhole":
             raise ValueError(
