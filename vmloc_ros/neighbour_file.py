@@ -17,6 +17,7 @@ from vmloc_ros.checkpoint import NEIGHBOURS, ModelCard, read_tensors
 from vmloc_ros.errors import CheckpointError
 from vmloc_ros.neighbours import Evidence, Neighbours, scatter_evidence
 from vmloc_ros.networks.inputs_config import InputShape
+from vmloc_ros.runtimes.scene_coordinates import SceneRuntime
 from vmloc_ros.runtimes.torch import RawPoses, Runtime
 from vmloc_ros.samples import SampleStore
 from vmloc_ros.types import Mode
@@ -29,7 +30,12 @@ MAX_FRAMES = 2048
 def measure_neighbours(
     runtime: Runtime, config: InputShape, store: SampleStore, samples: NDArray[np.int64]
 ) -> dict[Mode, Neighbours]:
-    """The latents of training samples at half precision, as in the file; of modes with two frames and more."""
+    """The latents of training samples at half precision, as in the file; of modes with two frames and more.
+
+    Nothing where the covariance comes from the geometry of each frame (scene coordinates).
+    """
+    if isinstance(runtime, SceneRuntime):
+        return {}
     samples = samples[:: max(1, -(-len(samples) // MAX_FRAMES))]
     return {
         mode: Neighbours(found.latents_ND.astype(np.float16).astype(np.float32), store.T_map_camera[found.samples_N])

@@ -53,7 +53,9 @@ class ModeErrors:
     def summary(self) -> dict[str, object]:
         """The `E` of the reports; with the frames that got no pose where there may be such, without errors where all
         are."""
-        errors = error_summary(self.position_m, self.rotation_deg) if len(self.samples_N) else {"n": 0}
+        errors: dict[str, object] = {"n": 0}
+        if len(self.samples_N):
+            errors = error_summary(self.position_m, self.rotation_deg)
         return errors if self.refused is None else errors | {"no_pose": self.refused}
 
 

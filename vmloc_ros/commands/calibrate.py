@@ -14,7 +14,7 @@ from vmloc_ros import files
 from vmloc_ros.assembly import labelled_frames
 from vmloc_ros.calibration import calibrate_mode, calibration_frames, calibration_lines, cut_blocks
 from vmloc_ros.checkpoint import CARD, ModelCard, fill_network, load_model
-from vmloc_ros.commands.card_parts import card_parts
+from vmloc_ros.commands.card_parts import card_parts, measure_belief
 from vmloc_ros.commands.evaluate import choose, reader_options, settings_of
 from vmloc_ros.config import LocalizerConfig
 from vmloc_ros.datasets.base import Recording
@@ -85,12 +85,12 @@ def run_calibrate(
             neighbours = read_neighbours(model, card)
         store = _samples(card, chosen, settings, Path(scratch) / "judged", console)
         card = recalibrated(card, runtime, store, neighbours)
-    if trained_on:
+    if trained_on and neighbours:
         card = card.model_copy(update={"neighbours_sha256": write_neighbours(model, neighbours)})
     files.write_yaml(model / CARD, card.model_dump(mode="json"))
     for line in calibration_lines(card.calibration):
         console.print(line, soft_wrap=True, highlight=False)
-    if not neighbours:
+    if not neighbours and card.scene is None:
         console.print("note: the model has no training latents; --trained-on NAME measures them", soft_wrap=True)
     console.print(f"wrote {model / CARD}", soft_wrap=True, highlight=False)
     return card
@@ -104,6 +104,7 @@ def recalibrated(
     Raises:
         ConfigError: too few frames, or none of a mode that the model can answer in.
     """
+    measure_belief(runtime, store, np.arange(len(store)))
     errors = validate(runtime, card.network, store, np.arange(len(store)))
     for mode in modes_of(card):
         count = len(errors[mode].samples_N) if mode in errors else 0

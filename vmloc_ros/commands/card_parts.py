@@ -10,10 +10,22 @@ from numpy.typing import NDArray
 from vmloc_ros.localizers.generative_map import measure_map
 from vmloc_ros.networks.config import AnyNetwork
 from vmloc_ros.runtimes.generative_map import MapRuntime
+from vmloc_ros.runtimes.scene_coordinates import SceneRuntime
 from vmloc_ros.runtimes.torch import Runtime
 from vmloc_ros.runtimes.vlocnet import VLocNetRuntime
 from vmloc_ros.samples import SampleStore
+from vmloc_ros.scene_limits import measure_scene
 from vmloc_ros.validation import motion_card, validate_motions
+
+
+def measure_belief(runtime: Runtime, store: SampleStore, samples: NDArray[np.int64]) -> None:
+    """Before anything is scored or calibrated: a runtime that can refuse frames learns when to, and keeps that.
+
+    Raises:
+        TrainingError: it cannot be measured.
+    """
+    if isinstance(runtime, SceneRuntime):
+        runtime.scene = measure_scene(runtime, store, samples)
 
 
 def card_parts(
@@ -32,4 +44,6 @@ def card_parts(
         parts["map"] = measure_map(runtime, store, judged_samples)
     if isinstance(runtime, VLocNetRuntime) and runtime.has_odometry:
         parts["motion"] = motion_card(validate_motions(runtime, network, store, judged_samples), runtime.max_gap_s)
+    if isinstance(runtime, SceneRuntime):
+        parts["scene"] = runtime.scene
     return parts

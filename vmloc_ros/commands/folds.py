@@ -25,6 +25,7 @@ from vmloc_ros import files
 from vmloc_ros.batches import measure_normalisation
 from vmloc_ros.calibration import CalibrationFrames, calibration_frames
 from vmloc_ros.checkpoint import fill_network, read_tensors
+from vmloc_ros.commands.card_parts import measure_belief
 from vmloc_ros.errors import ConfigError
 from vmloc_ros.localizer import choose_device
 from vmloc_ros.neighbour_file import measure_neighbours
@@ -163,6 +164,7 @@ class FoldTraining:
         normalisation: Normalisation,
     ) -> Fold:
         runtime = stored_runtime(self.config, read_tensors(weights)[0], normalisation, weights)
+        measure_belief(runtime, self.store, own)
         errors = validate(runtime, self.config.network, self.store, own)
         known = (
             measure_neighbours(runtime, self.config.network, self.store, rest)

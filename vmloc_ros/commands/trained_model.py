@@ -33,7 +33,7 @@ from vmloc_ros.checkpoint import (
     ModelCard,
     save_model,
 )
-from vmloc_ros.commands.card_parts import card_parts
+from vmloc_ros.commands.card_parts import card_parts, measure_belief
 from vmloc_ros.commands.folds import Fold, stored_runtime
 from vmloc_ros.config import InputConfig
 from vmloc_ros.datasets.base import Recording
@@ -68,7 +68,9 @@ def finish(
     runtime = stored_runtime(config, trained.tensors, normalisation, out)
     on_training = config.calibration.on_training
     judged_samples = train_samples if on_training else validation_samples
+    measure_belief(runtime, store, judged_samples)
     errors = validate(runtime, config.network, store, judged_samples)
+    check_answers(errors, min(config.calibration.min_frames, len(judged_samples)))
     neighbours: dict[Mode, Neighbours] = {}
     if config.calibration.neighbours and not on_training:  # a training frame is its own nearest neighbour
         neighbours = measure_neighbours(runtime, config.network, store, train_samples)
@@ -116,6 +118,21 @@ def input_of(config: TrainingConfig) -> InputConfig:
     return config.localizer.input.model_copy(update={"depth_source": "none"})
 
 
+def check_answers(errors: dict[Mode, ModeErrors], least: int) -> None:
+    """Refuses a model that refuses nearly all validation frames: there is nothing to calibrate it on.
+
+    Raises:
+        TrainingError: names the mode and the counts.
+    """
+    for mode, error in errors.items():
+        if error.refused and len(error.samples_N) < least:
+            raise TrainingError(
+                f"{mode}: {len(error.samples_N)} of {len(error.samples_N) + error.refused} validation frames get a "
+                f"pose, and {least} are needed to calibrate its covariance: the network has not learnt the scene; "
+                "train longer (optimizer.epochs), and check depth, mountings and poses of the data"
+            )
+
+
 def calibrated(
     config: TrainingConfig,
     store: SampleStore,
@@ -155,7 +172,7 @@ def scores_on_test(
     scores: dict[str, Any] = {"frames": len(samples)}
     for mode, error in errors.items():
         scores[mode.value] = error.summary()
-        if mode in calibration:
+        if mode in calibration and len(error.samples_N):
             truth = judge(frames[mode], calibration[mode], known[mode].tangent_N6)
             scores[mode.value]["covariance"] = truth.model_dump(mode="json")
     return {"test": scores}
@@ -199,7 +216,7 @@ def score_lines(card: ModelCard) -> str:
     if tested:
         lines += [f"scores on {tested['frames']} test frames:", *_error_lines(card, tested)]
         for mode in card.calibration:
-            if mode.value in tested:
+            if "covariance" in tested.get(mode.value, {}):
                 lines.append(f"  {mode.value:10s} {judgement_text(Judgement(**tested[mode.value]['covariance']))}")
     return "\n".join(lines)
 
@@ -210,10 +227,14 @@ def _error_lines(card: ModelCard, scores: dict[str, Any]) -> list[str]:
         if mode.value not in scores:
             continue
         error = scores[mode.value]
+        refused = f", no pose for {error['no_pose']} frames" if error.get("no_pose") else ""
+        if not error["n"]:
+            lines.append(f"  {mode.value:10s} no frame has an error{refused}")
+            continue
         position, rotation = error["position_m"], error["rotation_deg"]
         lines.append(
             f"  {mode.value:10s} mean {position['mean']:.3f} m {rotation['mean']:.2f} deg, "
             f"median {position['median']:.3f} m {rotation['median']:.2f} deg, "
-            f"p95 {position['p95']:.3f} m {rotation['p95']:.2f} deg"
+            f"p95 {position['p95']:.3f} m {rotation['p95']:.2f} deg{refused}"
         )
     return lines

@@ -11,10 +11,11 @@ import numpy as np
 
 from vmloc_ros.checkpoint import ModelCard
 from vmloc_ros.errors import CheckpointError
-from vmloc_ros.localizers.inputs import FrameInputs
+from vmloc_ros.localizers.inputs import FrameInputs, Pictures
 from vmloc_ros.neighbours import scatter_evidence
 from vmloc_ros.runtimes.scene_coordinates import SceneRuntime
-from vmloc_ros.types import CameraPrior, Frame, NoPose, PoseEstimate
+from vmloc_ros.scene_belief import agreement, depth_problem
+from vmloc_ros.types import CameraPrior, Frame, Mode, NoPose, PoseEstimate
 
 
 class SceneLocalizer:
@@ -42,7 +43,7 @@ class SceneLocalizer:
         self._scene = card.scene
         self._runtime = runtime
         self._lock = threading.Lock()
-        self._inputs = FrameInputs(card)
+        self._inputs = FrameInputs(card, by_rays=True)
         self._calibrations = {mode: calibration.rule() for mode, calibration in card.calibration.items()}
 
     def localize(self, frame: Frame, prior: CameraPrior | None = None) -> PoseEstimate | NoPose:
@@ -50,29 +51,31 @@ class SceneLocalizer:
         seen = self._inputs.of(frame)
         if isinstance(seen, NoPose):
             return seen
+        seen = without_empty_depth(seen)
+        problem = "" if seen.depth_1HW is None else depth_problem(seen.depth_1HW[0], self._scene)
+        if problem:
+            return NoPose(frame.stamp_ns, problem)
         calibration = self._calibrations.get(seen.mode)
         limits = self._scene.limits.get(seen.mode.value)
         if calibration is None or limits is None:
             return NoPose(frame.stamp_ns, f"the model's card has no calibration for {seen.mode}")
         with self._lock:
-            reading = self._runtime.read(seen.rgb_1HW3, seen.depth_1HW)
+            reading = self._runtime.read(seen.rgb_1HW3, seen.depth_1HW, seen.seen_1HW)
             raw = self._runtime.poses(reading)
-        share = float(reading.alignment.share_B[0])
-        if raw.refused_N is None or raw.refused_N[0] or share < limits.least_share:
-            return NoPose(
-                frame.stamp_ns,
-                f"the scene does not fit the map: {100.0 * share:.0f} % of the cells agree on a pose, "
-                f"{100.0 * limits.least_share:.0f} % are needed",
-            )
-        scatter_66 = raw.scatter_N66[0]
-        evidence = scatter_evidence(scatter_66[None])
+        agreed = agreement(reading.cells, reading.alignment, limits)
+        reason = agreed.reason(0, limits)
+        if reason:
+            return NoPose(frame.stamp_ns, reason)
+        cov_66 = calibration.covariance(raw.scatter_N66[0], scatter_evidence(raw.scatter_N66))
+        if not (np.isfinite(raw.T_map_camera[0]).all() and np.isfinite(cov_66).all()):
+            return NoPose(frame.stamp_ns, "the network's output is not finite")
         return PoseEstimate(
             stamp_ns=frame.stamp_ns,
             T_map_camera=raw.T_map_camera[0],
-            cov_66=calibration.covariance(scatter_66, evidence),
+            cov_66=cov_66,
             expert_weights={name: float(part[0]) for name, part in raw.shares.items()},
             mode=seen.mode,
-            health=float(np.clip(share / limits.share_median, 0.0, 1.0)),
+            health=float(agreed.health(limits)[0]),
         )
 
     def warm_up(self) -> None:
@@ -83,3 +86,10 @@ class SceneLocalizer:
 
     def reset(self) -> None:
         """See `Localizer`."""
+
+
+def without_empty_depth(seen: Pictures) -> Pictures:
+    """A depth image without any return (what is not finite is none either) is as good as absent, beside a picture."""
+    if seen.rgb_1HW3 is None or seen.depth_1HW is None or (seen.depth_1HW > 0.0).any():
+        return seen
+    return seen._replace(depth_1HW=None, mode=Mode.RGB_ONLY)

@@ -108,10 +108,22 @@ class SceneLimits(StrictModel):
     inlier_share: float = Field(0.02, ge=0.0, description="And by so much more for every metre of distance.")
     least_share: float = Field(0.3, ge=0.0, le=1.0, description="Share of the cells that must agree with the pose.")
     share_median: float = Field(0.8, ge=0.0, le=1.0, description="The median of that share; the health is 1 there.")
+    share_p5: float = Field(0.5, ge=0.0, le=1.0, description="The 5th percentile of that share.")
+    most_deviation: float = Field(
+        4.0,
+        gt=0.0,
+        description="A cell whose claimed deviation is larger, in units of the distance at which it still agrees, does "
+        "not count as agreeing: it would agree with anything.",
+    )
     most_residual: float = Field(
         10.0, gt=0.0, description="Largest size of the agreeing cells' residuals, in units of their own deviations."
     )
     frames: int = Field(0, ge=0, description="Validation frames behind these numbers.")
+    strangers: dict[str, float] = Field(
+        default_factory=dict,
+        description="Frames that show no place of the map, made of validation frames, by kind: the 99th percentile of "
+        "the share of cells that agreed on a pose.",
+    )
 
 
 class SceneCard(StrictModel):
