@@ -282,8 +282,10 @@ def product_of_cells(experts: Mapping[str, CellExpert], batch: int) -> CellMixtu
 def nearest_returns(depth_NHW: Tensor, cell: int) -> Tensor:
     """Each cell's depth (N, H / cell, W / cell): of the return nearest to its centre, 0 where it has none.
 
-    Of returns that are equally near the first counts, row by row, so that the answer is always the same.
+    Of returns that are equally near the first counts, row by row, so that the answer is always the same. A depth that
+    is not positive and finite is no return.
     """
+    depth_NHW = torch.where((depth_NHW > 0.0) & (depth_NHW < math.inf), depth_NHW, 0.0)
     blocks = depth_NHW.unflatten(2, (-1, cell)).unflatten(1, (-1, cell)).transpose(2, 3).flatten(3)
     offset = torch.arange(cell, device=depth_NHW.device) - 0.5 * (cell - 1)
     distance = (offset[:, None].square() + offset.square()).flatten()
