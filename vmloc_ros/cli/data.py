@@ -221,6 +221,42 @@ def track(
     )
 
 
+def strangers(
+    model: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
+    source: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FORMAT:PATH", help="Another place, as for evaluate; may be repeated."),
+    ] = None,
+    own: Annotated[
+        str | None, typer.Option(metavar="FORMAT:PATH", help="The model's own place, to be shown behind a black box.")
+    ] = None,
+    noise: Annotated[int, typer.Option(min=0, help="Frames of noise.")] = 100,
+    masked: Annotated[int, typer.Option(min=0, help="Masked frames of --own.")] = 100,
+    frames: Annotated[int, typer.Option(min=1, help="Of each source at most so many, evenly.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of noise and masks.")] = 1,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[FORMAT:]NAME=VALUE", help="Of the readers, or of the one of a format."),
+    ] = None,
+    config: Config = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:n.")] = "auto",
+    json: Json = None,
+) -> None:
+    """Count how often a model claims a pose of what it cannot know: other places, noise, a covered camera.
+
+    Example: vmloc strangers models/town --source kitti:2011_09_26_drive_0009_sync --own town:out/town/traversal_09
+    """
+    from vmloc_ros.commands.strangers import run_strangers
+
+    run_strangers(
+        *(model, source or (), own, noise, masked, frames, seed),
+        options=parsed_options(option or ()),
+        config=config,
+        device=device,
+        json=json,
+    )
+
+
 def calibrate(
     model: Annotated[Path, typer.Argument(help="Folder of a trained or imported model; its card is rewritten.")],
     source: Annotated[

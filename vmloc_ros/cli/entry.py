@@ -72,9 +72,10 @@ app = typer.Typer(
 
 for _command in (
     *(work.demo, work.localize, work.fuse, work.smooth, work.error_model),
-    *(data.town, data.convert, data.train, data.evaluate, data.track, data.calibrate, data.compare, data.import_vmloc),
+    *(data.town, data.convert, data.train, data.evaluate, data.track, data.strangers, data.calibrate, data.compare),
+    data.import_vmloc,
     *(graph.play, graph.record, graph.watch),
-    *(work.plot, work.map_view, work.bench, work.soak, work.doctor, work.params),
+    *(work.plot, work.map_view, work.scene_view, work.bench, work.soak, work.doctor, work.params),
 ):
     app.command()(_command)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(graph.node)
