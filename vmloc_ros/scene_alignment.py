@@ -217,8 +217,8 @@ def _root_weight(square_B1N: Tensor, in_front_B1N: Tensor, scatter: _Scatter) ->
     s >= 1 is how much more than claimed the frame's closest cells scatter (squared): a network that is too sure of a
     whole frame would else have all its good cells taken for outliers, and the pose for a certain one.
 
-    The second number (B, 1, 1) is what a step is to be stretched by: re-weighting alone falls short by sum w' of
-    sum w, w' = w + 2 e^2 dw/de^2 / dof being the mean second derivative of the loss. With it, four steps do what ten did.
+    The second number (B, 1, 1) is what a step is to be stretched by: re-weighting alone goes only sum w' / sum w of the
+    way, w' = w + 2 e^2 dw/de^2 / dof being the loss's mean second derivative. With it, four steps do what ten did.
     """
     sorted_B1N = (square_B1N * scatter.per_quantile_B1N + scatter.unusable_B1N).sort(2).values
     s_B11 = sorted_B1N.gather(2, scatter.rank_B11).clamp_(1.0, MOST_SCATTER)

@@ -17,8 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-DRAWN_PER_KEPT = 8
-"""Triples with depth are looked at before a pose is made of any: so many for each one that is kept."""
+DRAWN_PER_TRIPLE = 8
+"""Looking whether the sides of a triple with depth fit costs next to nothing: so many times more are drawn."""
+KEPT_SHARE = 4
+"""All cells are asked about one pose for so many triples: the others have been found worse with less work."""
 LEAST_SINE = 0.05
 """Triples in which two sides stand at a smaller angle to each other are as good as on a line."""
 JUDGES = 64
@@ -132,32 +134,32 @@ def poses_of_triangles(map_B33H: Tensor, camera_B33H: Tensor) -> Poses:
 
 
 def poses_with_depth(sight: Sight, count: int, tolerance: Tolerance) -> Poses:
-    """Poses (count per frame) of three cells with returns.
+    """Poses (one in `KEPT_SHARE` of `count` per frame) of three cells with returns.
 
-    Of `DRAWN_PER_KEPT` times as many triples, those are kept whose sides are as long in the map as they are seen,
-    for their size; triples with a side that differs by more than the tolerances of its ends are not valid.
+    Of `DRAWN_PER_TRIPLE * count` triples, those are kept whose sides are as long in the map as they are seen, for their
+    size; triples with a side that differs by more than the tolerances of its ends are not valid.
     """
     returns_B1N = _returns(sight)
     values_B6N = torch.cat([sight.points_B3N, sight.rays_B3N * sight.depth_B1N], 1)
     weights_BN = _precision(sight, returns_B1N, tolerance)
-    drawn_B63M = _triples(weights_BN, values_B6N, DRAWN_PER_KEPT * count)
+    drawn_B63M = _triples(weights_BN, values_B6N, DRAWN_PER_TRIPLE * count)
     sides_B233M = (drawn_B63M - drawn_B63M.roll(1, 2)).unflatten(1, (2, 3))
     lengths_B23M = sides_B233M.square().sum(2).sqrt()
     mismatch_BM = (lengths_B23M[:, 0] - lengths_B23M[:, 1]).abs().amax(1)
     allowed_BM = drawn_B63M[:, 5].sum(1) * (tolerance.share * 2.0 / 3.0) + 2.0 * tolerance.metres
     size_BM = lengths_B23M.amin((1, 2))
     rank_BM = torch.where(mismatch_BM < allowed_BM, (mismatch_BM + tolerance.metres) / size_BM, torch.inf)
-    least_BH, best_BH = rank_BM.topk(count, largest=False)
+    least_BH, best_BH = rank_BM.topk(max(1, count // KEPT_SHARE), largest=False)
     kept_B63H = drawn_B63M.gather(3, best_BH[:, None, None].expand(-1, 6, 3, -1))
     poses = poses_of_triangles(kept_B63H[:, :3], kept_B63H[:, 3:])
     enough_B1 = returns_B1N.sum(2) >= 3
     return poses._replace(valid_BK=poses.valid_BK & least_BH.isfinite() & enough_B1)
 
 
-def poses_of_bearings(sight: Sight, count: int, tolerance: Tolerance) -> Poses:
-    """Poses (half as many per frame as `count`) of three cells each by their rays alone.
+def poses_of_bearings(sight: Sight, judges_BDN: Tensor, count: int, tolerance: Tolerance) -> Poses:
+    """Poses (one in `KEPT_SHARE` of `count` per frame) of three cells each by their rays alone.
 
-    Every triple gives up to four; those are kept that `JUDGES` of the cells like best.
+    Every triple gives up to four; those are kept that `JUDGES` of the cells like best (`judges_of`: all cells).
     """
     unit_B3N = sight.rays_B3N / sight.rays_B3N.square().sum(1, keepdim=True).sqrt()
     weights_BN = _precision(sight, sight.usable_B1N, tolerance)
@@ -171,8 +173,8 @@ def poses_of_bearings(sight: Sight, count: int, tolerance: Tolerance) -> Poses:
     poses = poses._replace(valid_BK=poses.valid_BK & in_front_BM & enough_B1)
     judges_1J = (torch.arange(JUDGES, device=unit_B3N.device) + 0.5)[None] / JUDGES
     index_BJ = _drawn(sight.usable_B1N.squeeze(1), judges_1J)
-    judges = Sight(*(_picked(tensor, index_BJ) for tensor in sight))
-    return _chosen(poses, disagreement(poses, judges, tolerance).topk(count // 2, largest=False).indices)
+    disagreement_BM = disagreement(poses, _picked(judges_BDN, index_BJ), tolerance.share)
+    return _chosen(poses, disagreement_BM.topk(max(1, count // KEPT_SHARE), largest=False).indices)
 
 
 def _chosen(poses: Poses, index_BK: Tensor) -> Poses:
@@ -248,31 +250,48 @@ def quartic_roots(coefficients_5: Tensor) -> Tensor:
     return torch.where(better.isfinite() & ((better - x).abs() < 0.1 * (1.0 + x.abs())), better, x)
 
 
-def disagreement(poses: Poses, sight: Sight, tolerance: Tolerance) -> Tensor:
+def judges_of(sight: Sight, tolerance: Tolerance) -> Tensor:
+    """What `disagreement` needs of the cells: (B, 12, N) in float32.
+
+    Rows: the point, and a 1; where the camera sees it (0 without a return); the ray's direction (0 with a return); the
+    tolerance as far as it is known before the pose; whether the cell is usable.
+    """
+    has_return_B1N = sight.depth_information_B1N > 0.0
+    length_B1N = sight.rays_B3N.square().sum(1, keepdim=True).sqrt()
+    depth_B1N = torch.where(has_return_B1N, sight.depth_B1N, 0.0)
+    rows = (
+        sight.points_B3N,
+        torch.ones_like(depth_B1N),
+        sight.rays_B3N * depth_B1N,
+        torch.where(has_return_B1N, 0.0, sight.rays_B3N / length_B1N),
+        tolerance.metres + tolerance.share * depth_B1N * length_B1N,
+        sight.usable_B1N,
+    )
+    return torch.cat(rows, 1).float()
+
+
+def disagreement(poses: Poses, judges_BDN: Tensor, share: float) -> Tensor:
     """(B, K): the sum over cells of min((distance / tolerance)^2, 1), in float32; infinite where a pose is not valid.
 
     The distance is of the cell's point from where the pose puts it; without a return, from the part of the ray in
     front of the camera.
+
+    Args:
+        poses: K for each frame.
+        judges_BDN: see `judges_of`.
+        share: by which the tolerance grows along a ray without a return.
     """
-    single, has_return_B1N = torch.float32, sight.depth_information_B1N > 0.0
-    ray_length_B1N = sight.rays_B3N.square().sum(1, keepdim=True).sqrt()
-    depth_B1N = torch.where(has_return_B1N, sight.depth_B1N, 0.0)
     R_BK33 = poses.R_BK33.mT
-    T_BK34 = torch.cat([R_BK33, -R_BK33 @ poses.centre_BK3.unsqueeze(-1)], -1)
-    points_B4N = torch.cat([sight.points_B3N, torch.ones_like(depth_B1N)], 1).to(single)
-    away_BK3N = (T_BK34.to(single).flatten(1, 2) @ points_B4N).unflatten(1, (-1, 3))
-    away_BK3N -= (sight.rays_B3N * depth_B1N).to(single).unsqueeze(1)
+    T_BK34 = torch.cat([R_BK33, -R_BK33 @ poses.centre_BK3.unsqueeze(-1)], -1).float()
+    away_BK3N = (T_BK34.flatten(1, 2) @ judges_BDN[:, :4]).unflatten(1, (-1, 3))
+    away_BK3N -= judges_BDN[:, 4:7].unsqueeze(1)
     x, y, z = away_BK3N.unbind(2)
-    square_BKN = x * x + y * y + z * z
-    allowed_BKN = (tolerance.metres + tolerance.share * depth_B1N * ray_length_B1N).to(single)
-    if not bool(has_return_B1N.all()):  # what stands below changes nothing for cells with returns
-        along_B3N = torch.where(has_return_B1N, 0.0, sight.rays_B3N / ray_length_B1N).to(single)
-        i, j, k = along_B3N.unsqueeze(1).unbind(2)
-        along_BKN = (x * i + y * j + z * k).clamp_(min=0.0)
-        square_BKN -= along_BKN * along_BKN
-        allowed_BKN = allowed_BKN + tolerance.share * along_BKN
+    i, j, k = judges_BDN[:, 7:10].unsqueeze(1).unbind(2)
+    along_BKN = (x * i + y * j + z * k).clamp_(min=0.0)
+    square_BKN = x * x + y * y + z * z - along_BKN * along_BKN
+    allowed_BKN = judges_BDN[:, 10:11] + share * along_BKN
     truncated_BKN = (square_BKN / (allowed_BKN * allowed_BKN)).clamp_(max=1.0)
-    sum_BK = (truncated_BKN @ sight.usable_B1N.to(single).mT).squeeze(-1)
+    sum_BK = (truncated_BKN @ judges_BDN[:, 11:].mT).squeeze(-1)
     return torch.where(poses.valid_BK & sum_BK.isfinite(), sum_BK, math.inf)
 
 
@@ -288,12 +307,13 @@ def best_poses(sight: Sight, count: int, tolerance: Tolerance, enough_returns: i
     """
     returns_B = _returns(sight).sum((1, 2))
     few_B = returns_B < enough_returns
+    judges_BDN = judges_of(sight, tolerance)
     kinds = []
     if bool((returns_B >= 3).any()):
         kinds.append(poses_with_depth(sight, count, tolerance))
     if not kinds or bool(few_B.any()):
-        bearings = poses_of_bearings(sight, count, tolerance)
+        bearings = poses_of_bearings(sight, judges_BDN, count, tolerance)
         kinds.append(bearings._replace(valid_BK=bearings.valid_BK & few_B.unsqueeze(1)))
     poses = kinds[0] if len(kinds) == 1 else Poses(*(torch.cat(parts, 1) for parts in zip(*kinds, strict=True)))
-    best_B1 = disagreement(poses, sight, tolerance).argmin(1, keepdim=True)
+    best_B1 = disagreement(poses, judges_BDN, tolerance.share).argmin(1, keepdim=True)
     return _chosen(poses, best_B1)
