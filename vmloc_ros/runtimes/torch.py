@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,16 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
+from torch import Tensor
 
-from vmloc_ros.errors import ModelInputError
 from vmloc_ros.geometry import Array
 from vmloc_ros.networks.config import Normalisation
-from vmloc_ros.networks.inputs import normalise
-from vmloc_ros.networks.vmloc import Present, VMLoc
-from vmloc_ros.types import Modality
-
-LATENT_SEED = 20210204
-"""Of the latent samples behind every covariance: the same for every frame, so that a frame has one answer."""
+from vmloc_ros.networks.vmloc import VMLoc
+from vmloc_ros.runtimes.graphs import PosesGraph, ask, named_pictures, shares_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +52,10 @@ class TorchRuntime:
 
     def __init__(self, network: VMLoc, normalisation: Normalisation, latent_samples: int, device: str = "cpu") -> None:
         self.device = device
-        self._network = network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self._config = network.config
         self._normalisation = normalisation
-        generator = torch.Generator().manual_seed(LATENT_SEED)
-        noise = torch.randn(latent_samples // 2 + latent_samples % 2, network.config.latent, generator=generator)
-        self._noise_KD = torch.cat([noise, -noise])[:latent_samples].to(device)  # antithetic: the mean is exact
+        graph = PosesGraph(network, normalisation, latent_samples)
+        self._graph = graph.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def infer(self, rgb_NHW3: NDArray[np.uint8] | None, depth_NHW: NDArray[np.floating] | None) -> RawPoses:
         """See `Runtime`.
@@ -67,34 +63,18 @@ class TorchRuntime:
         Raises:
             ModelInputError: no modality, sizes that disagree, or one the network has no expert for.
         """
-        config = self._network.config
-        inputs: dict[str, Present] = {}
-        counts = {len(array) for array in (rgb_NHW3, depth_NHW) if array is not None}
-        if len(counts) != 1:
-            raise ModelInputError("no modality is present" if not counts else "modalities of different frame counts")
-        count = counts.pop()
-        for modality, array in ((Modality.RGB, rgb_NHW3), (Modality.DEPTH, depth_NHW)):
-            if array is None:
-                continue
-            if array.shape[1:3] != (config.height, config.width):
-                raise ModelInputError(
-                    f"{modality} is {array.shape[1:3]}, the network takes {config.height}x{config.width}"
-                )
-            tensor = torch.from_numpy(np.array(array)).to(self.device)
-            images = normalise(modality.value, tensor, self._normalisation, config)
-            images = images.contiguous(memory_format=torch.channels_last)
-            inputs[modality.value] = Present(images, torch.arange(count, device=self.device))
-        with torch.inference_mode():
-            posterior = self._network(inputs, count)
-            z = posterior.mean_BD.unsqueeze(0)
-            if self._network.is_sampled:
-                z = torch.cat([z, posterior.sample(self._noise_KD.unsqueeze(1))])
-            position, log_quat = self._network.decode(z)
-        return RawPoses(
-            *poses_and_scatter(position.double().cpu().numpy(), log_quat.double().cpu().numpy(), self._normalisation),
-            {name: share.double().cpu().numpy() for name, share in posterior.shares.items()},
-            posterior.mean_BD.float().cpu().numpy(),
-        )
+        pictures = named_pictures(self._config, rgb_NHW3, depth_NHW)
+        return raw_poses(ask(self._graph, pictures, self.device), self._normalisation)
+
+
+def raw_poses(said: Mapping[str, Tensor], normalisation: Normalisation) -> RawPoses:
+    """Poses from what a `PosesGraph` says."""
+    position, log_quat = (said[name].double().cpu().numpy() for name in ("position", "log_quat"))
+    return RawPoses(
+        *poses_and_scatter(position, log_quat, normalisation),
+        dict(shares_of(said)),
+        said["mean"].float().cpu().numpy(),
+    )
 
 
 def poses_and_scatter(position_KN3: Array, log_quat_KN3: Array, normalisation: Normalisation) -> tuple[Array, Array]:
