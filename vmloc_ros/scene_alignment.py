@@ -82,7 +82,7 @@ class AlignmentSettings:
     """
 
     hypotheses: int = 64
-    iterations: int = 5
+    iterations: int = 4
     inlier_m: float = 0.1
     inlier_share: float = 0.02
     depth_sigma_m: float = 0.01

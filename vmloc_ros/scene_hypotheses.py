@@ -224,7 +224,7 @@ def three_point_ranges(map_B33H: Tensor, unit_B33H: Tensor) -> Tensor:
 def quartic_roots(coefficients_5: Tensor) -> Tensor:
     """Real parts (..., 4) of the roots of polynomials of degree 4, coefficients (..., 5) from the highest down.
 
-    L. Ferrari's way, with one step of Newton's on every root. Not finite where the first coefficient is 0.
+    L. Ferrari's way. Not finite where the first coefficient is 0.
     """
     b, c, d, e = (coefficients_5[..., 1:] / coefficients_5[..., :1]).unbind(-1)
     square = b * b
@@ -241,13 +241,7 @@ def quartic_roots(coefficients_5: Tensor) -> Tensor:
     twice = torch.sqrt(2.0 * m)
     inner_2 = torch.stack([twice, -twice], -1)
     outer_2 = torch.sqrt(-(2.0 * (p + m).unsqueeze(-1) + 2.0 * q.unsqueeze(-1) / inner_2))
-    y_4 = 0.5 * torch.cat([inner_2 + outer_2, inner_2 - outer_2], -1).real
-    x = y_4 - 0.25 * b.unsqueeze(-1)
-    b, c, d, e = (value.unsqueeze(-1) for value in (b, c, d, e))
-    value = (((x + b) * x + c) * x + d) * x + e
-    slope = ((4.0 * x + 3.0 * b) * x + 2.0 * c) * x + d
-    better = x - value / slope
-    return torch.where(better.isfinite() & ((better - x).abs() < 0.1 * (1.0 + x.abs())), better, x)
+    return 0.5 * torch.cat([inner_2 + outer_2, inner_2 - outer_2], -1).real - 0.25 * b.unsqueeze(-1)
 
 
 def judges_of(sight: Sight, tolerance: Tolerance) -> Tensor:
