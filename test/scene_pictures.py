@@ -24,6 +24,9 @@ NETWORK: dict[str, Any] = {
     "channels": [8, 12],
     "blocks": 1,
     "context": 8,
+    "context_channels": [12],
+    "context_rows": 2,
+    "context_columns": 3,
     "hidden": [16],
 }
 

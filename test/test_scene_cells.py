@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pictures import tiny_config
 from scene_pictures import WALL_Z, scene_config, wall_store
 
 from vmloc_ros.batches import BatchMaker, Part, measure_normalisation
@@ -168,8 +169,6 @@ def test_the_parts_of_a_batch_have_its_targets(store: SampleStore) -> None:
 
 
 def test_other_networks_have_no_targets(store: SampleStore) -> None:
-    from pictures import tiny_config
-
     samples = np.arange(len(store))
     batch = BatchMaker(store, tiny_config(), measure_normalisation(store, samples)).make(samples, (7,))
     assert batch.scene is None
