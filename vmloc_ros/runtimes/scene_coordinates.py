@@ -1,21 +1,21 @@
-"""Scene coordinates run by PyTorch: the network says where every cell lies, the solver finds the camera."""
+"""Scene coordinates: the network says where every cell lies, the solver finds the camera."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmloc_ros.errors import ModelInputError
 from vmloc_ros.geometry import Array
 from vmloc_ros.networks.config import Normalisation
-from vmloc_ros.networks.inputs import normalise
 from vmloc_ros.networks.scene_coordinates import SceneCoordinates, nearest_returns
-from vmloc_ros.networks.scene_coordinates_config import SceneCard, SceneLimits
-from vmloc_ros.networks.vmloc import Present
+from vmloc_ros.networks.scene_coordinates_config import SceneCard, SceneCoordinatesConfig, SceneLimits
+from vmloc_ros.runtimes.graphs import CellsGraph, ask, named_pictures, shares_of
 from vmloc_ros.runtimes.torch import RawPoses
 from vmloc_ros.scene_alignment import Alignment, AlignmentSettings, Cells, align
 from vmloc_ros.scene_belief import agreement
@@ -44,8 +44,41 @@ class SceneReading:
     mode: Mode
 
 
+class CellNetwork(Protocol):
+    """What says where cells lie, by whatever means.
+
+    Attributes:
+        device: where the solver runs as well.
+        rays_12hw: directions through the cells' centres, see `SceneCoordinates.rays`.
+        scale_m: metres of a network unit.
+    """
+
+    device: str
+    config: SceneCoordinatesConfig
+    rays_12hw: Tensor
+    scale_m: float
+
+    def ask(self, pictures: Mapping[str, NDArray[np.generic]]) -> Mapping[str, Tensor]:
+        """What a `CellsGraph` says of pictures."""
+        ...
+
+
+class EagerCells:
+    """The network run by PyTorch, on the CPU or a GPU."""
+
+    def __init__(self, network: SceneCoordinates, normalisation: Normalisation, device: str) -> None:
+        graph = CellsGraph(network, normalisation)
+        self._graph = graph.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.device, self.config = device, network.config
+        self.rays_12hw, self.scale_m = self._graph.rays_12hw, float(network.scale)
+
+    def ask(self, pictures: Mapping[str, NDArray[np.generic]]) -> Mapping[str, Tensor]:
+        """See `CellNetwork`."""
+        return ask(self._graph, pictures, self.device)
+
+
 class SceneRuntime:
-    """Eager PyTorch, on the CPU or a GPU. Deterministic.
+    """A network over scene coordinates and the solver. Deterministic.
 
     Attributes:
         scene: limits that decide whether cells agree; None before they have been measured (in training).
@@ -53,19 +86,26 @@ class SceneRuntime:
 
     def __init__(
         self,
-        network: SceneCoordinates,
+        network: SceneCoordinates | CellNetwork,
         normalisation: Normalisation,
         device: str = "cpu",
         scene: SceneCard | None = None,
     ) -> None:
-        self.device = device
+        """
+        Args:
+            network: PyTorch's, which is run here on `device`; or what runs one somewhere of its own.
+            normalisation: of the network.
+            device: `cpu` or `cuda:n`.
+            scene: see above.
+        """
+        if isinstance(network, SceneCoordinates):
+            network = EagerCells(network, normalisation, device)
+        self.device = network.device
         self.scene = scene
         self.config = network.config
-        self._network = network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self._network = network
         self._normalisation = normalisation
-        with torch.inference_mode():
-            self._rays_2hw = self._network.rays()
-        self._scale_m = float(network.scale)
+        self._scale_m = network.scale_m
 
     def limits(self, mode: Mode) -> SceneLimits | None:
         """When an answer in a mode is believed; None where that has not been measured."""
@@ -104,31 +144,13 @@ class SceneRuntime:
         Raises:
             ModelInputError: as `infer`.
         """
-        config, inputs = self.config, dict[str, Present]()
-        counts = {len(array) for array in (rgb_NHW3, depth_NHW) if array is not None}
-        if len(counts) != 1:
-            raise ModelInputError("no modality is present" if not counts else "modalities of different frame counts")
-        count = counts.pop()
-        rows_N = torch.arange(count, device=self.device)
-        for modality, array in ((Modality.RGB, rgb_NHW3), (Modality.DEPTH, depth_NHW)):
-            if array is None:
-                continue
-            if array.shape[1:3] != (config.height, config.width):
-                raise ModelInputError(
-                    f"{modality} is {array.shape[1:3]}, the network takes {config.height}x{config.width}"
-                )
-            values = torch.from_numpy(np.array(array)).to(self.device)
-            images = normalise(modality.value, values, self._normalisation, config)
-            inputs[modality.value] = Present(images.contiguous(memory_format=torch.channels_last), rows_N)
+        pictures = named_pictures(self.config, rgb_NHW3, depth_NHW)
+        mode = _mode(pictures)
+        said = self._network.ask(pictures)
         with torch.inference_mode():
-            experts = self._network.encode(inputs, self._rays_2hw)
-            mixture = self._network.fuse(experts, count)
-            points_NC3, variance_NC3 = self._network.answer(mixture)
-            cells = self._cells(points_NC3, variance_NC3, depth_NHW, seen_NHW)
-            alignment = align(cells, self.settings(_mode(inputs)))
-        context_ND = torch.cat([expert.context_ND.float() for expert in experts.values()], dim=1)
-        shares = {name: share.double().cpu().numpy() for name, share in mixture.shares.items()}
-        return SceneReading(cells, alignment, shares, context_ND.cpu().numpy(), _mode(inputs))
+            cells = self._cells(said["points"], said["variance"], depth_NHW, seen_NHW)
+            alignment = align(cells, self.settings(mode))
+        return SceneReading(cells, alignment, dict(shares_of(said)), said["context"].cpu().numpy(), mode)
 
     def _cells(
         self,
@@ -139,7 +161,8 @@ class SceneRuntime:
     ) -> Cells:
         """What the solver takes."""
         count, cell = len(points_NC3), self.config.cell
-        rays_13C = torch.cat([self._rays_2hw, torch.ones_like(self._rays_2hw[:, :1])], dim=1).flatten(2)
+        rays_12hw = self._network.rays_12hw
+        rays_13C = torch.cat([rays_12hw, torch.ones_like(rays_12hw[:, :1])], dim=1).flatten(2)
         depth_NC, usable_NC = points_NC3.new_zeros(points_NC3.shape[:2]), torch.isfinite(points_NC3).all(dim=2)
         if depth_NHW is not None:
             depth_NC = self.cell_depths(depth_NHW)
@@ -172,7 +195,7 @@ class SceneRuntime:
         return RawPoses(T_N44, scatter_N66, reading.shares, reading.context_ND, refused_N)
 
 
-def _mode(inputs: dict[str, Present]) -> Mode:
-    if len(inputs) == 2:
+def _mode(pictures: Mapping[str, NDArray[np.generic]]) -> Mode:
+    if len(pictures) == 2:
         return Mode.RGB_DEPTH
-    return Mode.RGB_ONLY if Modality.RGB.value in inputs else Mode.DEPTH_ONLY
+    return Mode.RGB_ONLY if Modality.RGB.value in pictures else Mode.DEPTH_ONLY
