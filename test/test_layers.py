@@ -14,7 +14,7 @@ PACKAGE = PROJECT / "vmloc_ros"
 
 # By a module's name, or its folder's.
 LAYERS = {
-    0: "errors geometry config types files",
+    0: "errors geometry config types files reasons",
     1: "buffers camera images clouds fitting resampling projection novel_views accumulation trajectory odometry increments "
     "odometry_model filter consistency relocalization moment replay history fusion saved_pose monitor metrics messages "
     "pairing clock extrinsics parameter_file uncertainty neighbours covariance_fit corruption correlation heavy_tails "

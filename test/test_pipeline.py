@@ -29,7 +29,20 @@ from vmloc_ros.config import FilterConfig, FrameNames, InputConfig, LocalizerCon
 from vmloc_ros.geometry import Array, exp_se3, inverse, make_pose
 from vmloc_ros.outputs import Outputs
 from vmloc_ros.pipeline import Pipeline
-from vmloc_ros.types import Event, EventKind, InitialPose, Modality, Mode, RawScan, StaticTransform, Verdict
+from vmloc_ros.types import (
+    CameraPrior,
+    Event,
+    EventKind,
+    Frame,
+    InitialPose,
+    Modality,
+    Mode,
+    NoPose,
+    PoseEstimate,
+    RawScan,
+    StaticTransform,
+    Verdict,
+)
 
 CONFIG = LocalizerConfig()
 
@@ -199,6 +212,29 @@ def test_an_empty_cloud_counts_as_absent_and_both_absent_give_no_pose() -> None:
     assert all(s.measurement is None and s.state is None and s.mode is Mode.LOST for s in frames)
     assert "rgb: image is constant" in frames[5].reason
     assert pipeline.counters()["frames.no_pose"] == len(frames) == 30
+
+
+def test_a_network_that_sometimes_refuses_is_told_of_and_the_drive_goes_on() -> None:
+    class Choosy(ScriptedLocalizer):
+        def localize(self, frame: Frame, prior: CameraPrior | None = None) -> PoseEstimate | NoPose:
+            tenths = (frame.stamp_ns - START_NS) // (SECOND // 10)
+            refused = tenths % 3 == 1
+            return NoPose(frame.stamp_ns, f"{tenths} % agree") if refused else super().localize(frame, prior)
+
+    pipeline, total = Pipeline(CONFIG, Choosy()), Outputs()
+    for outputs in pipeline.run(drive(6.0)):
+        total.extend(outputs)
+    frames = [s for s in total.statuses if s.key is not None]
+    refused = [s for s in frames if s.verdict is Verdict.NO_POSE]
+    assert pipeline.counters()["frames.no_pose"] == len(refused) == 20
+    assert all(s.reason.endswith("% agree") and s.measurement is None and s.health == 0.0 for s in refused)
+    assert all(s.state is not None for s in refused[5:]), (
+        "the filter carries the pose over the frames without an answer"
+    )
+    assert (
+        pipeline.current_problems()["network"] == refused[-1].reason
+    )  # the diagnostics ask only while some are refused
+    assert position_errors(total)[20:].max() < 1.0
 
 
 def test_bad_messages_are_counted_and_never_stop_the_drive() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from synthetic_run import (
     DURATION_S,
     FUSED_OFFSET_M,
@@ -22,6 +23,7 @@ from synthetic_run import (
     true_trajectory,
 )
 
+from vmloc_ros.commands.tables import print_report
 from vmloc_ros.errors import TrajectoryError
 from vmloc_ros.report import Report, build_report, read_report, write_run
 from vmloc_ros.run_log import RunCollector, RunLog, detect_outages, read_frames_csv, trajectory_of
@@ -112,6 +114,29 @@ def test_counts_and_latency_come_from_the_diary(log: RunLog, report: Report) -> 
     latencies = [status.latency_ms for status in log.frames]
     assert report.latency_ms.p50 == pytest.approx(np.median(latencies))
     assert report.latency_ms.p50 <= report.latency_ms.p95 <= report.latency_ms.p99
+
+
+def test_refusals_are_counted_by_reason_and_numbers_do_not_tell_them_apart(log: RunLog, report: Report) -> None:
+    assert report.no_pose == {}
+    reasons = ["too dark", *(f"{share} % of the cells agree" for share in (3, 12, 7.5))]
+    refused = [
+        dataclasses.replace(status, verdict=Verdict.NO_POSE, reason=reason, measurement=None)
+        for status, reason in zip(log.frames, reasons, strict=False)
+    ]
+    heartbeat = dataclasses.replace(refused[0], key=None)
+    statuses = [*refused, *log.frames[len(refused) :], heartbeat]
+    counted = build_report(dataclasses.replace(log, statuses=statuses))
+    assert list(counted.no_pose.items()) == [("# % of the cells agree", 3), ("too dark", 1)]
+    printed = Console(record=True, width=80)
+    print_report(counted, printed)
+    assert "no pose in 3 frames: # % of the cells agree" in printed.export_text()
+
+
+def test_a_report_of_an_earlier_version_is_read(report: Report, tmp_path: Path) -> None:
+    content = report.model_dump(mode="json")
+    del content["no_pose"]
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    assert read_report(tmp_path) == report
 
 
 def test_without_truth_or_frames_everything_is_null(log: RunLog) -> None:

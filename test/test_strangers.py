@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from vmloc_ros import cli
 from vmloc_ros.checkpoint import CameraCard, ModelCard, save_model
 from vmloc_ros.commands.strangers import options_for, run_strangers, split_source
-from vmloc_ros.commands.strangers_asked import MODEL_CAMERA, NOISE, Asked, Robot, ask, is_false, plain
+from vmloc_ros.commands.strangers_asked import MODEL_CAMERA, NOISE, Asked, Robot, ask, is_false
 from vmloc_ros.commands.strangers_frames import (
     NOISES,
     NOTHING_LEFT,
@@ -41,6 +41,7 @@ from vmloc_ros.fitting import centre_crop
 from vmloc_ros.geometry import Array, exp_se3
 from vmloc_ros.localizers.inputs import FrameInputs, Pictures
 from vmloc_ros.networks.vmloc import VMLoc
+from vmloc_ros.reasons import without_numbers
 from vmloc_ros.types import CameraPrior, Frame, Mode, NoPose, PinholeIntrinsics, PoseEstimate
 
 PLACE = exp_se3([2.0, 0.5, 0.1, 0.0, 0.3, 0.0])
@@ -199,7 +200,9 @@ def test_whether_a_pose_is_false_is_a_question_of_its_own_covariance(direction: 
 
 
 def test_reasons_are_counted_without_their_numbers() -> None:
-    assert plain("3 % of 12 cells, 0.25 m") == plain("41 % of 9 cells, 1 m") == "# % of # cells, # m"
+    assert (
+        without_numbers("3 % of 12 cells, 0.25 m") == without_numbers("41 % of 9 cells, 1 m") == "# % of # cells, # m"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- command

@@ -20,6 +20,7 @@ from vmloc_ros.errors import ConfigError, DatasetError
 from vmloc_ros.geometry import Array
 from vmloc_ros.localizer import Localizer
 from vmloc_ros.localizers.streams import Streams
+from vmloc_ros.reasons import without_numbers
 from vmloc_ros.retrieval import Retrieval
 from vmloc_ros.samples import Labelled
 from vmloc_ros.types import Frame, Modality, Mode, NoPose, PoseEstimate
@@ -57,7 +58,7 @@ class Answers:
         frames: which frame of the evaluation each is of (stamps repeat where several recordings are evaluated).
         covariances: 6x6 each, or none at all.
         weights: share of each expert in the precision; none where the method has no experts.
-        no_pose: frames without an answer, by reason.
+        no_pose: frames without an answer, by reason (`reasons.without_numbers`).
         constant_66: the best constant covariance of the calibration frames, where the model's card has it.
     """
 
@@ -74,7 +75,7 @@ class Answers:
     def add(self, frame: int, stamp_ns: int, T_map_camera: Array, answer: PoseEstimate | NoPose | Array) -> None:
         """One answer to one frame: an estimate, a refusal, or a bare pose."""
         if isinstance(answer, NoPose):
-            self.no_pose[answer.reason] += 1
+            self.no_pose[without_numbers(answer.reason)] += 1
             return
         if isinstance(answer, PoseEstimate):
             self.covariances.append(answer.cov_66)

@@ -277,6 +277,7 @@ class Pipeline:
                 outputs.extend(given)
             if measurement is None:
                 self._counts["frames.no_pose"] += 1
+                self.problems["network"] = no_pose
                 result = MeasurementResult(Verdict.NO_POSE, no_pose)
             else:
                 self.problems.pop("transforms", None)
@@ -294,7 +295,6 @@ class Pipeline:
         try:
             return self._localizer.localize(frame, prior)
         except ModelInputError as error:
-            self.problems["network"] = str(error)
             return NoPose(frame.stamp_ns, str(error))
 
     # ------------------------------------------------------------------------------------------------ silence, resets

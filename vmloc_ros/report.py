@@ -7,6 +7,7 @@ interpolated truth, without any alignment. What cannot be computed is null, neve
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -17,9 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vmloc_ros import files, metrics
 from vmloc_ros.errors import TrajectoryError
 from vmloc_ros.geometry import Array
+from vmloc_ros.reasons import without_numbers
 from vmloc_ros.run_log import Outage, RunLog, trajectory_of, write_frames_csv
 from vmloc_ros.trajectory import NANOSECONDS, Trajectory, write_tum
-from vmloc_ros.types import EventKind, Modality, Mode, Status
+from vmloc_ros.types import EventKind, Modality, Mode, Status, Verdict
 
 REPORT_NAME = "report.json"
 TRAJECTORY_NAMES = ("truth", "odometry", "network", "fused", "live", "retrieval")
@@ -101,6 +103,7 @@ class Report(ReportModel):
     outages: list[OutageErrors]
     latency_ms: Percentiles
     frames: FrameCounts
+    no_pose: dict[str, int] = Field(default_factory=dict, description="Frames without a pose, by reason (# a number).")
     verdicts: dict[str, int]
     nees: Nees
 
@@ -121,6 +124,7 @@ def build_report(log: RunLog) -> Report:
         outages=[_outage_errors(outage, log, fused, at_stamps) for outage in log.outages],
         latency_ms=_latency(log.frames),
         frames=frame_counts(log),
+        no_pose=refusals(log),
         verdicts=verdict_counts(log),
         nees=_nees(log),
     )
@@ -212,6 +216,12 @@ def frame_counts(log: RunLog) -> FrameCounts:
         stale=counters.get("frames.stale"),
         no_pose=counters.get("frames.no_pose"),
     )
+
+
+def refusals(log: RunLog) -> dict[str, int]:
+    """Frames of the diary that gave no pose, by reason without its numbers; the commonest first."""
+    reasons = (status.reason for status in log.frames if status.verdict is Verdict.NO_POSE)
+    return dict(Counter(without_numbers(reason) for reason in reasons).most_common())
 
 
 def verdict_counts(log: RunLog) -> dict[str, int]:

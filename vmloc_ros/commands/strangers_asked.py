@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from vmloc_ros.following import start_from
 from vmloc_ros.fusion import Fusion
 from vmloc_ros.geometry import Array, adjoint, inverse, log_se3, make_pose
 from vmloc_ros.localizers.base import Localizer
+from vmloc_ros.reasons import without_numbers
 from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import CameraPrior, Frame, InitialPose, Mode, NoPose, OdometrySample, PoseEstimate, Verdict
 
@@ -129,7 +129,7 @@ def ask(robot: Robot, asked: Asked, mode: Mode, advance: Callable[[], None] = la
     again = iter(witness.handed)
     lost = _through_filter(robot, frames, lambda frame, prior: next(again), localized=False)
     false = [isinstance(answer, PoseEstimate) for answer in witness.handed]
-    reasons = Counter(plain(answer.reason) for answer in witness.said if isinstance(answer, NoPose))
+    reasons = Counter(without_numbers(answer.reason) for answer in witness.said if isinstance(answer, NoPose))
     by_camera = sum(CAMERA_REASON in answer.reason for answer in witness.said if isinstance(answer, NoPose))
     return row | {
         "frames": len(strangers),
@@ -174,8 +174,3 @@ def _through_filter(
             fusion.add_measurement(measured_base(answer, T_BASE_CAMERA, robot.names.map))
     fusion.flush()
     return fusion.counters()
-
-
-def plain(reason: str) -> str:
-    """A reason without its numbers, so that it can be counted."""
-    return re.sub(r"\d+(\.\d+)?", "#", reason)

@@ -8,6 +8,8 @@ from rich.table import Table
 
 from vmloc_ros.report import ErrorSummary, Report
 
+REASONS = 5
+"""So many reasons of frames without a pose are printed; the report has all."""
 MISSING = {"rgb": "no camera", "depth": "no depth", "rgb+depth": "neither"}
 
 
@@ -37,6 +39,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     if table.row_count:
         console.print(table)
     console.print(frames_line(report), soft_wrap=True, highlight=False)
+    for reason, count in list(report.no_pose.items())[:REASONS]:
+        console.print(f"no pose in {count} frames: {reason}", soft_wrap=True, highlight=False)
 
 
 def _cells(errors: ErrorSummary) -> list[str]:
