@@ -175,7 +175,7 @@ class SceneCoordinates(nn.Module):
         super().__init__()
         self.config = config
         extra = {Modality.RGB.value: 2, Modality.DEPTH.value: 2 + 4}
-        channels = {Modality.RGB.value: 3, Modality.DEPTH.value: config.depth_channels}
+        channels = {Modality.RGB.value: 3, Modality.DEPTH.value: 4 if config.depth_fill > 1 else 2}
         self.encoders = nn.ModuleDict(
             {name: CellEncoder(config, channels[name], extra[name]) for name in config.modalities}
         )
@@ -220,10 +220,11 @@ class SceneCoordinates(nn.Module):
             if not len(present.rows_N) and not present.elsewhere:
                 continue
             own = rays_B2hw[present.rows_N] if len(rays_B2hw) > 1 else rays_B2hw.expand(len(present.rows_N), -1, -1, -1)
-            extra = own
+            images, extra = present.images_NCHW, own
             if name == Modality.DEPTH.value:
-                extra = torch.cat([own, self._cell_points(present.images_NCHW, own)], dim=1)
-            experts[name] = self.encoders[name](present.images_NCHW, extra, present.rows_N)
+                extra = torch.cat([own, self._cell_points(images, own)], dim=1)
+                images = thickened(images, self.config.depth_fill)
+            experts[name] = self.encoders[name](images, extra, present.rows_N)
         if not experts:
             raise ModelInputError("no modality is present")
         return experts
@@ -277,6 +278,19 @@ def product_of_cells(experts: Mapping[str, CellExpert], batch: int) -> CellMixtu
         for name, part in parts.items()
     }
     return CellMixture(logits, weighted / precision, 1.0 / precision, shares)
+
+
+def thickened(images_N2HW: Tensor, window: int) -> Tensor:
+    """Depth images (log depth, validity) with two more channels: both averaged over the returns of a window.
+
+    A lidar's returns fall elsewhere in every image of the same wall; their average hardly does. A window of 1 changes
+    nothing.
+    """
+    if window == 1:
+        return images_N2HW
+    near = functional.avg_pool2d(images_N2HW * images_N2HW[:, 1:], window, 1, window // 2)
+    mean, density = near.split(1, dim=1)
+    return torch.cat([images_N2HW, mean / density.clamp_min(1e-3), density], dim=1)
 
 
 def nearest_returns(depth_NHW: Tensor, cell: int) -> Tensor:

@@ -25,6 +25,13 @@ class SceneCoordinatesConfig(InputShape):
         description="Of the stem and of each stage; every one halves the image, so three make cells of 8x8 pixels.",
     )
     blocks: int = Field(3, ge=1, le=8, description="Residual blocks in the last stage; the earlier ones have one.")
+    depth_fill: int = Field(
+        1,
+        ge=1,
+        le=15,
+        description="Odd: the depth encoder also sees the average of the returns in a window of so many pixels, which "
+        "hides where exactly a sparse lidar's rays went; 1: not.",
+    )
     context: int = Field(
         96,
         ge=0,
@@ -63,6 +70,8 @@ class SceneCoordinatesConfig(InputShape):
         for name, size in (("width", self.width), ("height", self.height)):
             if size % self.cell:
                 raise ValueError(f"{name} {size} is no multiple of the cell's size, {self.cell} pixels")
+        if self.depth_fill % 2 == 0:
+            raise ValueError(f"depth_fill {self.depth_fill} has no middle pixel: take an odd number")
         if self.depth_encoding != "log":
             raise ValueError("scene coordinates need metres: depth_encoding is log")
         if min([*self.hidden, *self.channels, *self.context_channels]) < 1:
