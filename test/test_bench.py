@@ -13,8 +13,11 @@ from rich.console import Console
 
 from vmloc_ros.commands import bench, bench_training
 from vmloc_ros.commands.bench_latent import latent_code
+from vmloc_ros.commands.bench_scene import WRONG_SHARE, SceneFrame
 from vmloc_ros.errors import CheckpointError
 from vmloc_ros.filter import checked_pose
+from vmloc_ros.geometry import inverse, log_se3
+from vmloc_ros.scene_alignment import align
 from vmloc_ros.types import Verdict
 
 
@@ -84,7 +87,7 @@ def test_what_prepares_a_turn_comes_before_both_sides() -> None:
 def test_the_whole_benchmark_with_the_packaged_model(tmp_path: Path, project_root: Path) -> None:
     console = Console(record=True, width=120)
     rows = bench.run_bench(project_root / "models" / "town", quick=True, json=tmp_path / "bench.json", console=console)
-    assert {row.part for row in rows} == {"projection", "image", "filter", "network", "pipeline"}
+    assert {row.part for row in rows} == {"projection", "image", "filter", "scene alignment", "network", "pipeline"}
     written = json.loads((tmp_path / "bench.json").read_text())
     assert [row["name"] for row in written["rows"]] == [row.name for row in rows]
     text = console.export_text()
@@ -95,7 +98,19 @@ def test_the_whole_benchmark_with_the_packaged_model(tmp_path: Path, project_roo
         ("a pose 1 s late, 100 samples again", 2.5),
         ("latent update, 256 dimensions", 2.0),
         ("latent update, 256 dimensions, by a map's network", 2.0),
+        ("scene alignment, 300 cells with depth", 3.0),
+        ("scene alignment, 300 cells without", 3.0),
     ]
+
+
+def test_all_solve_the_scene_that_is_timed() -> None:
+    for frame, reference in ((SceneFrame(True), "numpy_ransac"), (SceneFrame(False), "opencv_pnp")):
+        found = align(frame.cells, frame.settings)
+        assert found.share_B.item() == pytest.approx(1.0 - WRONG_SHARE, abs=0.1)
+        for T in (found.T_map_camera_B44[0].numpy(), getattr(frame, reference)()):
+            error_6 = log_se3(inverse(T) @ frame.T_map_camera)
+            assert np.linalg.norm(error_6[:3]) < 0.05
+            assert np.linalg.norm(error_6[3:]) < 0.02
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:

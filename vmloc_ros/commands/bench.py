@@ -51,7 +51,7 @@ TURN_SAMPLES = 100
 """Odometry samples that are timed at once."""
 LATE_SAMPLES, BETWEEN_POSES = 100, 20
 """How many odometry samples have come since a late pose was measured, and come between two such poses."""
-ODOMETRY_LIMIT_MS, LATE_LIMIT_MS, LATENT_LIMIT_MS = 0.04, 2.5, 2.0
+ODOMETRY_LIMIT_MS, LATE_LIMIT_MS, LATENT_LIMIT_MS, ALIGNMENT_LIMIT_MS = 0.04, 2.5, 2.0, 3.0
 DRIVE_CENTRE_M, DRIVE_RADIUS_M = np.array([0.0, 40.0, 0.0]), 40.0
 LATE_DEVIATIONS = np.array([0.1] * 3 + [0.01] * 3)
 T_BASE_CAMERA = make_pose([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], [0.5, 0.0, 1.5])
@@ -93,6 +93,7 @@ def run_bench(
             ("projection", lambda: projection_rows(share)),
             ("image decoding", lambda: image_rows(share)),
             ("filter", lambda: filter_rows(share)),
+            ("scene alignment", lambda: scene_rows(share)),
             ("network", lambda: network_rows(folder, share)),
             ("pipeline", lambda: pipeline_rows(folder, share)),
         ):
@@ -311,6 +312,32 @@ class _PlainPrediction:
         for _ in range(samples):
             self._T = self._T @ self._X
             self._P = self._F @ self._P @ self._F.T + self._Q
+
+
+def scene_rows(share: float) -> list[Row]:
+    """A camera's pose and its information from 300 cells with known places, on one thread."""
+    import torch
+
+    from vmloc_ros.commands.bench_scene import SceneFrame
+    from vmloc_ros.scene_alignment import align
+
+    seen, blind = SceneFrame(depth=True), SceneFrame(depth=False)
+    threads, repeats = torch.get_num_threads(), max(3, round(100 * share))
+    torch.set_num_threads(1)
+    try:
+        rows = [
+            timed(
+                "scene alignment", "scene alignment, 300 cells with depth", lambda: align(seen.cells, seen.settings),
+                "RANSAC in plain numpy, the pose alone", seen.numpy_ransac, repeats,
+            ),
+            timed(
+                "scene alignment", "scene alignment, 300 cells without", lambda: align(blind.cells, blind.settings),
+                "PnP with RANSAC in OpenCV, the pose alone", blind.opencv_pnp, repeats,
+            ),
+        ]  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    return [replace(row, limit_ms=ALIGNMENT_LIMIT_MS) for row in rows]
 
 
 # ------------------------------------------------------------------------------------------------ network and pipeline
