@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vmloc_ros.commands.trained_model import input_of
 from vmloc_ros.config import parse
 from vmloc_ros.errors import ConfigError
 from vmloc_ros.training_config import TrainingConfig, load_training_config, parse_range
@@ -13,7 +14,9 @@ from vmloc_ros.training_config import TrainingConfig, load_training_config, pars
 MODELS = Path(__file__).resolve().parents[1] / "models"
 
 
-@pytest.mark.parametrize("path", sorted(MODELS.glob("vmloc_*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted([*MODELS.glob("vmloc_*.yaml"), *MODELS.glob("scene_*.yaml")]), ids=lambda path: path.stem
+)
 def test_shipped_recipes_are_valid(path: Path) -> None:
     config = load_training_config(path)
     assert config.name == path.stem
@@ -52,6 +55,66 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
 def test_contradictions_are_refused(values: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(TrainingConfig, values, "recipe.yaml")
+
+
+SCENE: dict = {"network": {"architecture": "scene_coordinates"}}
+RGB_ALONE: dict = {"network": {"architecture": "scene_coordinates", "modalities": ["rgb"]}}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"localizer": {"input": {"depth_source": "none"}}}, r"localizer\.input\.depth_source must not be none"),
+        ({**RGB_ALONE, "localizer": {"input": {"depth_source": "none"}}}, r"from depth.*depth_source must not be none"),
+        (
+            {"localizer": {"projection": {"kind": "cylindrical"}}, "augmentation": {"margin": 0.0}},
+            r"localizer\.projection\.kind must be pinhole, it is cylindrical",
+        ),
+        ({**RGB_ALONE, "localizer": {"projection": {"kind": "cylindrical"}}}, "kind must be pinhole"),
+        ({"objective": {"clip": {"frames": 2}}}, r"objective\.clip\.frames must be 1, it is 2"),
+        ({"objective": {"relative": {"weight": 1.0}, "clip": {"frames": 2}}}, r"clip\.frames must be 1"),
+        (
+            {
+                "network": {"architecture": "scene_coordinates", "anchors": 8},
+                "objective": {"scene": {"likelihood": "variational"}},
+            },
+            r"network\.anchors must be 1, it is 8",
+        ),
+        ({"trunk_weights": "imagenet"}, "scene_coordinates has no ResNet trunk: remove it"),
+        ({"network": {"architecture": "scene_coordinates", "latent": 64}}, r"unknown key 'network\..*latent'"),
+        ({"network": {"architecture": "scene_coordinates", "trunk": "resnet18"}}, r"unknown key 'network\..*trunk'"),
+        ({"objective": {"scene": {"likelyhood": "robust"}}}, r"did you mean 'objective\.scene\.likelihood'"),
+        ({"objective": {"scene": {"empty_weight": -1.0}}}, r"objective\.scene\.empty_weight"),
+    ],
+)
+def test_scene_coordinates_need_pinhole_depth_and_single_frames(values: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(TrainingConfig, {**SCENE, **values}, "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        RGB_ALONE,
+        {"network": {"architecture": "scene_coordinates", "modalities": ["depth"]}},
+        {"objective": {"scene": {"likelihood": "variational"}}},
+        {"augmentation": {"move_chance": 0.5, "turn_labels": False}},
+        {"localizer": {"input": {"depth_source": "depth"}, "projection": {"kind": "cylindrical"}}},  # of no points
+        {"pose_graph": {"window": 5}},
+    ],
+)
+def test_scene_coordinates_that_make_sense_are_taken(values: dict) -> None:
+    parse(TrainingConfig, {**SCENE, **values}, "recipe.yaml")
+
+
+@pytest.mark.parametrize("modalities", [["rgb"], ["depth"], ["rgb", "depth"]])
+def test_a_model_waits_for_the_depth_that_it_has_an_expert_for(modalities: list[str]) -> None:
+    """The training prepares depth all the same: that is where the targets come from."""
+    config = parse(TrainingConfig, {"network": {**SCENE["network"], "modalities": modalities}}, "recipe.yaml")
+    assert config.localizer.input.depth_source == "points"
+    assert input_of(config).depth_source == ("points" if "depth" in modalities else "none")
+    assert input_of(config).use_image
 
 
 def test_ranges() -> None:
