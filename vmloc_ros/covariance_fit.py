@@ -27,7 +27,7 @@ PRIOR_STRENGTH = 10.0
 """How many independent errors the isotropic prior of B is worth."""
 MAX_FRAMES = 600
 """More frames are thinned out evenly for the fit: neighbouring ones say nearly the same."""
-SHARE_LOGS = (-12.0, 4.0)
+SHARE_LOGS = (-12.0, 8.0)
 """Bounds of log c."""
 _BELOW = np.tril_indices(6, -1)
 

@@ -32,7 +32,7 @@ from vmloc_ros.types import Mode
 from vmloc_ros.validation import mode_inputs, pose_errors
 
 CHUNK = 32
-MOST_FRAMES, MOST_STRANGERS = 240, 48
+MOST_FRAMES, MOST_STRANGERS = 200, 32
 """More validation frames, and more strangers of a kind, are thinned out evenly."""
 AGREEING_SHARE = 0.78
 """Of the cells of validation frames, this share lies nearer to the truth than a cell that agrees may."""
