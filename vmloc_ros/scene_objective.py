@@ -33,6 +33,8 @@ EPSILON = 1e-6
 BEARING_LIMIT = 0.5
 """Bearing errors (tangents) count as no larger than this: a point behind the camera has no bearing."""
 NEAREST = 0.05
+OVERLAP = 0.4
+"""Deviation, in units of the map's scale, with which anchors share the points between them."""
 
 
 class SceneObjective(Learning):
@@ -200,16 +202,22 @@ class SceneObjective(Learning):
 
 
 def negative_log_likelihood(mixture: CellMixture, target_BK3C: Tensor) -> Tensor:
-    """-log of the mixture's density at the true coordinate (B, C), constants left out.
+    """How badly each cell's mixture tells the true coordinate (B, C), constants left out.
 
     Each component is Laplace's density in its isotropic form, `exp(-m) / |S|^(1/2)` with Mahalanobis' distance `m`: it
     is heavy-tailed, so that a cell across the border of two surfaces costs its distance and not its square.
+
+    With several anchors, those near the true point answer for it: `sum_k q_k (-log p_k(x) - log pi_k)` with shares `q`
+    that fall with the distance of anchor k. That is an upper bound of the mixture's negative log-likelihood (up to the
+    entropy of `q`), and its gradient never fades: the likelihood itself lets a cell that knows nothing explain every
+    point by wide Gaussians about any anchor, and stay so.
     """
     squared = ((target_BK3C - mixture.mean_BK3C).square() / mixture.variance_BK3C).sum(dim=2)
-    log_BKC = -(squared + EPSILON).sqrt() - 0.5 * mixture.variance_BK3C.log().sum(dim=2)
-    if log_BKC.shape[1] == 1:
-        return -log_BKC[:, 0]
-    return -torch.logsumexp(log_BKC + torch.log_softmax(mixture.logits_BKC, dim=1), dim=1)
+    cost_BKC = (squared + EPSILON).sqrt() + 0.5 * mixture.variance_BK3C.log().sum(dim=2)
+    if cost_BKC.shape[1] == 1:
+        return cost_BKC[:, 0]
+    share_BKC = torch.softmax(-target_BK3C.square().sum(dim=2) / (2.0 * OVERLAP**2), dim=1)
+    return (share_BKC * (cost_BKC - torch.log_softmax(mixture.logits_BKC, dim=1))).sum(dim=1)
 
 
 def clustered(points_N3: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64], float]:
