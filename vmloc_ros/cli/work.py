@@ -1,6 +1,6 @@
 """Commands that localize, show what came of it, and try what is there.
 
-demo, localize, fuse, error-model, plot, map-view, bench, soak, doctor, params.
+demo, localize, fuse, error-model, plot, map-view, scene-view, bench, soak, doctor, params.
 """
 
 from __future__ import annotations
@@ -227,6 +227,37 @@ def map_view(
         print(run_view(model, pose, out, like, format.value, names, options, device))
     elif path is not None:
         print(run_path(model, path, out, mounting, device=device))
+
+
+def scene_view(
+    model: Annotated[Path, typer.Argument(help="Folder of a trained scene_coordinates model.")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Recordings, as for `vmloc evaluate`.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder that receives the figures and report.json.")],
+    format: Annotated[RecordingFormat, typer.Option(help="Whose layout SRC has.")] = RecordingFormat.town,
+    recording: Annotated[str, typer.Option(help="Which one; may be left out where SRC has only one.")] = "",
+    at: Annotated[
+        list[float] | None, typer.Option(metavar="SECONDS", help="Since the first frame; may be repeated.")
+    ] = None,
+    frame: Annotated[list[int] | None, typer.Option(metavar="N", help="By number, from 0; may be repeated.")] = None,
+    modalities: Annotated[str, typer.Option(help="rgb,depth, or one; by default all that the model knows.")] = "",
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the reader, as in the recipe's data.options.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:n.")] = "auto",
+    json: Json = None,
+) -> None:
+    """See what every cell of a frame says about the map, which agree with the pose, and why a pose is refused.
+
+    Without --at and --frame: three frames, spread over the recording.
+
+    Example: vmloc scene-view out/scene out/town --recording traversal_09 --at 12.5 --out out/view
+    """
+    from vmloc_ros.commands.scene_view import Wanted, run_scene_view
+
+    wanted = Wanted(tuple(frame or ()), tuple(at or ()))
+    names = [name.strip() for name in modalities.split(",") if name.strip()]
+    options = parsed_options(option or ())
+    run_scene_view(model, source, format.value, out, recording, wanted, names, options, json, device)
 
 
 def bench(
