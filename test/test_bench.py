@@ -14,6 +14,7 @@ from rich.console import Console
 from vmloc_ros.commands import bench, bench_training
 from vmloc_ros.commands.bench_latent import latent_code
 from vmloc_ros.commands.bench_scene import WRONG_SHARE, SceneFrame
+from vmloc_ros.commands.bench_scene_network import PublishedFromPictures, SceneFromPictures
 from vmloc_ros.errors import CheckpointError
 from vmloc_ros.filter import checked_pose
 from vmloc_ros.geometry import inverse, log_se3
@@ -111,6 +112,16 @@ def test_all_solve_the_scene_that_is_timed() -> None:
             error_6 = log_se3(inverse(T) @ frame.T_map_camera)
             assert np.linalg.norm(error_6[:3]) < 0.05
             assert np.linalg.norm(error_6[3:]) < 0.02
+
+
+def test_a_scene_is_really_found_from_pictures() -> None:
+    """Both sides of the comparison give a pose: one by geometry, one by regression."""
+    ours, theirs = SceneFromPictures(), PublishedFromPictures()
+    found = ours.read().alignment
+    assert bool(found.solved_B)
+    assert found.share_B.item() > 0.6
+    np.testing.assert_allclose(found.T_map_camera_B44[0].numpy(), ours.T_map_camera, atol=0.05)
+    assert np.isfinite(theirs.infer().T_map_camera).all()
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:

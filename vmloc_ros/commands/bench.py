@@ -95,6 +95,7 @@ def run_bench(
             ("filter", lambda: filter_rows(share)),
             ("scene alignment", lambda: scene_rows(share)),
             ("network", lambda: network_rows(folder, share)),
+            ("scene coordinates", lambda: scene_network_rows(share)),
             ("pipeline", lambda: pipeline_rows(folder, share)),
         ):
             status.update(f"timing: {what}")
@@ -361,6 +362,15 @@ def network_rows(folder: Path, share: float) -> list[Row]:
     words = "two ResNet-34 at 256x256, on the CPU"
     name = f"network, image and depth ({localizer.card.name}, {localizer.device})"
     return [timed("network", name, lambda: localizer.localize(frame), words, trunks, max(3, round(40 * share)))]
+
+
+def scene_network_rows(share: float) -> list[Row]:
+    """Scene coordinates at 160x120 with both modalities, network and solver: at most the time of the paper's VMLoc."""
+    from vmloc_ros.commands.bench_scene_network import PublishedFromPictures, SceneFromPictures
+
+    ours, theirs = SceneFromPictures(), PublishedFromPictures()
+    name, words = "scene coordinates: network and solver, one frame", "ResNet-34 VMLoc at 256 px, eager"
+    return [timed("network", name, ours.read, words, theirs.infer, max(3, round(40 * share)))]
 
 
 def _camera(localizer: Localizer) -> PinholeIntrinsics:
