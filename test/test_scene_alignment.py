@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from scipy import integrate, stats
 from vmloc_ros import scene_alignment
 from vmloc_ros.geometry import Array, inverse, log_se3
 from vmloc_ros.scene_alignment import Alignment, AlignmentSettings, Cells, align
-from vmloc_ros.scene_hypotheses import quartic_roots, three_point_ranges
+from vmloc_ros.scene_hypotheses import _drawn, quartic_roots, three_point_ranges
 
 SETTINGS = AlignmentSettings()
 WITH_OR_WITHOUT = pytest.mark.parametrize("depth", [True, False], ids=["depth", "rays"])
@@ -193,6 +195,24 @@ def test_the_same_call_gives_the_same_bits(depth: bool) -> None:
     assert all(a.equal(b) for a, b in zip(first, second, strict=True))
 
 
+@WITH_OR_WITHOUT
+def test_more_steps_change_nothing(depth: bool) -> None:
+    _, cells = frames(30, seed=19, depth=depth, outliers=0.3)
+    few, many = align(cells, SETTINGS), align(cells, replace(SETTINGS, iterations=50))
+    difference_B = (few.T_map_camera_B44 - many.T_map_camera_B44)[:, :3, 3].norm(dim=1)
+    assert difference_B.max() < 1e-4  # metres, of errors of a centimetre
+
+
+def test_a_first_call_in_inference_mode_spoils_nothing() -> None:
+    """What is kept between calls must not be a tensor that only inference may touch."""
+    settings = replace(SETTINGS, hypotheses=SETTINGS.hypotheses + 1)
+    _, cells = frames(1, seed=20, depth=False)
+    with torch.inference_mode():
+        inside = align(Cells(*(tensor.clone() for tensor in cells)), settings)
+    outside = align(cells, settings)
+    assert inside.T_map_camera_B44.equal(outside.T_map_camera_B44)
+
+
 def test_single_precision_is_enough() -> None:
     _, cells = frames(10, seed=16)
     single = Cells(*(tensor.float() for tensor in cells[:4]), cells.usable_BN)
@@ -225,13 +245,14 @@ def test_random_points_have_few_that_agree(depth: bool) -> None:
 
 
 @WITH_OR_WITHOUT
-@pytest.mark.parametrize("field", ["points_BN3", "variance_BN3", "rays_BN3", "depth_BN"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(field, value) for field in Cells._fields[:4] for value in (np.nan, np.inf)]
+    + [(field, -1.0) for field in Cells._fields[1:4]],  # a point may be anywhere
+)
 def test_broken_cells_never_agree_but_count(depth: bool, field: str, value: float) -> None:
     """Every tenth cell is broken: the pose is that of the others, and a tenth of the share is missing."""
     poses, cells = frames(4, seed=18, depth=depth, sigma_m=0.0)
-    if field == "points_BN3" and value == -1.0:
-        pytest.skip("a point may be anywhere")
     broken = getattr(cells, field).clone()
     if field == "rays_BN3":
         broken[:, ::10, 2] = value
@@ -329,6 +350,17 @@ def test_three_bearings_have_the_solutions_that_opencv_finds(seed: int) -> None:
     ours_43 = three_point_ranges(*arrays)[0, :, 0].numpy().T
     for ranges in [np.linalg.norm(seen_33, axis=1), *theirs]:
         assert np.nanmin(np.abs(ours_43 - ranges).max(1)) < 2e-2 * ranges.max()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 1e-3, 1.0, 7.0]), min_size=1, max_size=20).filter(any), st.integers(0, 2**31))
+def test_cells_are_drawn_by_weight(weights: list[float], seed: int) -> None:
+    """With many numbers that fill [0, 1) evenly, each cell comes as often as its weight says; those of 0 never."""
+    numbers = (torch.arange(20_000, dtype=torch.float64)[None] + 0.5) / 20_000
+    weights_1N = torch.tensor([weights], dtype=torch.float64) * (1.0 + seed)
+    shares = torch.bincount(_drawn(weights_1N, numbers)[0], minlength=len(weights)) / 20_000
+    torch.testing.assert_close(shares, (weights_1N / weights_1N.sum())[0].float(), rtol=0.0, atol=1e-4)
+    assert not shares[weights_1N[0] == 0.0].any()
 
 
 @pytest.mark.parametrize("dof", [2, 3])

@@ -25,7 +25,7 @@ LEAST_SINE = 0.05
 """Triples in which two sides stand at a smaller angle to each other are as good as on a line."""
 JUDGES = 64
 """Cells that tell which of the many poses of bearings are worth a look by all."""
-_SEED = 20_241
+_SEED, _WHOLE = 20_241, 2.0**30
 
 
 class Sight(NamedTuple):
@@ -81,11 +81,13 @@ def _numbers(count: int, device: torch.device) -> Tensor:
 def _drawn(weights_BN: Tensor, numbers_1M: Tensor) -> Tensor:
     """Numbers of cells (B, M), the likelier the higher their weight, and never those of weight 0.
 
+    Weights are made whole numbers, whose sums are exact: else the draw would depend on the order in which a GPU adds.
     Where no cell has a weight, whatever comes is to be refused by the caller.
     """
-    cumulated_BN = weights_BN.cumsum(-1)
-    drawn_BM = torch.searchsorted(cumulated_BN, numbers_1M * cumulated_BN[:, -1:], right=True)
-    return drawn_BM.clamp_(max=weights_BN.shape[1] - 1)
+    most_B1 = weights_BN.amax(-1, keepdim=True).clamp(min=1e-300)
+    cumulated_BN = (weights_BN * (_WHOLE / most_B1)).long().cumsum(-1)
+    wanted_BM = (numbers_1M * cumulated_BN[:, -1:]).long()
+    return torch.searchsorted(cumulated_BN, wanted_BM, right=True).clamp_(max=weights_BN.shape[1] - 1)
 
 
 def _triples(weights_BN: Tensor, values_BDN: Tensor, count: int) -> Tensor:
