@@ -13,8 +13,8 @@ from vmloc_ros.commands.evaluate_tables import METHODS
 
 Report = Mapping[str, Any]
 
-HEADERS = ("frames", "refused:\ncamera", "refused:\nelse", "poses", "false", "fused,\nknows", "fused,\nnot")
-NAME_WIDTH = 27
+HEADERS = ("frames", "refused\ncamera", "refused\nother", "poses", "false", "fused\nknown", "fused\nlost")
+NAME_WIDTH = 24
 REASONS = 3
 """So many reasons are printed of each section; the report has all."""
 
@@ -30,7 +30,7 @@ def print_strangers(report: Report, console: Console | None = None) -> None:
 
 def strangers_table(report: Report) -> Table:
     """One row for each source, camera and mode."""
-    title = "poses where none can be known; fused by a filter that knows its place, or not"
+    title = "poses where none can be known; fused by a filter that is localized, or lost"
     table = Table("", box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
     table.columns[0].width, table.columns[0].overflow = NAME_WIDTH, "fold"
     for header in HEADERS:
