@@ -160,6 +160,7 @@ def counts(row: dict[str, Any]) -> tuple[int, ...]:
 def test_who_refuses_everything_fools_nobody(card: ModelCard) -> None:
     row = row_of(card, lambda place: None)
     assert counts(row) == (0, 0, 0, 0, 0)
+    assert row["moved_m"] < 1e-6
     assert row["reasons"] == {"# % of the cells agree": 30}
     assert row["refused_by_camera"] == 0
 
@@ -174,9 +175,11 @@ def test_false_poses_far_away_are_gated_unless_they_agree(card: ModelCard) -> No
     scattered = np.random.default_rng(1).uniform(-80.0, 80.0, (30, 3))
     row = row_of(card, lambda place: exp_se3([*scattered[place], 0.0, 0.0, 0.0]))
     assert counts(row) == (30, 30, 0, 0, 0)
+    assert row["moved_m"] < 1e-6
     row = row_of(card, lambda place: PLACE @ exp_se3([30.0, 0.0, 0.0, 0.0, 0.0, 0.0]))
     assert row["relocalizations"] == 1
     assert row["fused"] > 15
+    assert row["moved_m"] == pytest.approx(30.0, abs=0.1)
     assert row["fused_from_nothing"] == 30
     assert row_of(card, lambda place: PLACE @ exp_se3([30.0, 0, 0, 0, 0, 0]) if place < 7 else None)["fused"] == 0
 

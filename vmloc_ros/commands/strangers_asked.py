@@ -125,9 +125,9 @@ def ask(robot: Robot, asked: Asked, mode: Mode, advance: Callable[[], None] = la
     witness = Witness(robot, strangers, advance)
     frames = [at_place(stranger.frame, place) for place, stranger in enumerate(strangers)]
     robot.localizer.reset()
-    told = _through_filter(robot, frames, witness.answer, localized=True)
+    told, moved_m = _through_filter(robot, frames, witness.answer, localized=True)
     again = iter(witness.handed)
-    lost = _through_filter(robot, frames, lambda frame, prior: next(again), localized=False)
+    lost, _ = _through_filter(robot, frames, lambda frame, prior: next(again), localized=False)
     false = [isinstance(answer, PoseEstimate) for answer in witness.handed]
     reasons = Counter(without_numbers(answer.reason) for answer in witness.said if isinstance(answer, NoPose))
     by_camera = sum(CAMERA_REASON in answer.reason for answer in witness.said if isinstance(answer, NoPose))
@@ -138,6 +138,7 @@ def ask(robot: Robot, asked: Asked, mode: Mode, advance: Callable[[], None] = la
         "false": sum(false),
         "fused": told[f"verdict.{Verdict.FUSED.value}"],
         "relocalizations": told["relocalizations"],
+        "moved_m": moved_m,
         "fused_from_nothing": lost[f"verdict.{Verdict.FUSED.value}"],
         "reasons": dict(reasons.most_common()),
         "false_by_kind": {
@@ -152,17 +153,17 @@ def ask(robot: Robot, asked: Asked, mode: Mode, advance: Callable[[], None] = la
 
 def _through_filter(
     robot: Robot, frames: Sequence[Frame], answer_to: Callable[[Frame, CameraPrior | None], Answer], localized: bool
-) -> dict[str, int]:
-    """The filter's counts after the answers to all frames, while the odometry stands still.
+) -> tuple[dict[str, int], float]:
+    """The filter's counts after the answers to all frames, while the odometry stands still, and how far in metres it
+    has at most been from the robot's place.
 
     Args:
         localized: the filter is given the robot's place a second before the first frame; or it knows nothing.
     """
-    fusion = Fusion(robot.filter, robot.names)
-    stamp_ns = FIRST_NS - NANOSECONDS
+    fusion, moved_m = Fusion(robot.filter, robot.names), 0.0
+    stamp_ns, T_map_base = FIRST_NS - NANOSECONDS, robot.T_map_camera @ inverse(T_BASE_CAMERA)
     if localized:
         turn, known = adjoint(T_BASE_CAMERA), start_from(0.0, 0.0)
-        T_map_base = robot.T_map_camera @ inverse(T_BASE_CAMERA)
         fusion.set_pose(InitialPose(stamp_ns, robot.names.map, T_map_base, turn @ known.cov_66 @ turn.T))
     for frame in frames:
         while stamp_ns <= frame.stamp_ns:
@@ -172,5 +173,7 @@ def _through_filter(
         answer = answer_to(frame, None if state is None else camera_prior(state, T_BASE_CAMERA))
         if isinstance(answer, PoseEstimate):
             fusion.add_measurement(measured_base(answer, T_BASE_CAMERA, robot.names.map))
+        if (after := fusion.state_at(frame.stamp_ns)) is not None:
+            moved_m = max(moved_m, float(np.linalg.norm(after.T_map_base[:3, 3] - T_map_base[:3, 3])))
     fusion.flush()
-    return fusion.counters()
+    return fusion.counters(), moved_m

@@ -13,8 +13,8 @@ from vmloc_ros.commands.evaluate_tables import METHODS
 
 Report = Mapping[str, Any]
 
-HEADERS = ("frames", "refused\ncamera", "refused\nother", "poses", "false", "fused\nknown", "fused\nlost")
-NAME_WIDTH = 24
+HEADERS = ("frames", "refused\ncamera", "refused\nother", "poses", "false", "fused\nknown", "moved\nm", "fused\nlost")
+NAME_WIDTH = 22
 REASONS = 3
 """So many reasons are printed of each section; the report has all."""
 
@@ -31,7 +31,7 @@ def print_strangers(report: Report, console: Console | None = None) -> None:
 def strangers_table(report: Report) -> Table:
     """One row for each source, camera and mode."""
     title = "poses where none can be known; fused by a filter that is localized, or lost"
-    table = Table("", box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table("", box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, padding=0)
     table.columns[0].width, table.columns[0].overflow = NAME_WIDTH, "fold"
     for header in HEADERS:
         table.add_column(header, justify="right", no_wrap=True)
@@ -44,7 +44,8 @@ def strangers_table(report: Report) -> Table:
             section = name
         refused = row["frames"] - row["claimed"] - row["refused_by_camera"]
         counts = (row["frames"], row["refused_by_camera"], refused, row["claimed"], row["false"], row["fused"])
-        table.add_row(f"  {METHODS[row['mode']]}", *map(str, (*counts, row["fused_from_nothing"])))
+        moved, lost = f"{row['moved_m']:.2f}", str(row["fused_from_nothing"])
+        table.add_row(f"  {METHODS[row['mode']]}", *map(str, counts), moved, lost)
     return table
 
 
