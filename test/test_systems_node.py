@@ -25,6 +25,7 @@ from vmloc_ros.ros import qos
 from vmloc_ros.types import Event, EventKind, OdometrySample, RawImage
 
 FRAMES = 90
+PERIOD_NS = 33_333_333
 REGRESSION = {
     "modalities": ["rgb"], "width": 64, "height": 48, "channels": [12, 16, 24], "grid_rows": 2, "grid_columns": 3,
     "reduced": 16, "latent": 64, "fusion": "concatenation", "latent_activation": "relu", "attention": False,
@@ -54,7 +55,17 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         },
     },
     "retrieval": {"network": {"architecture": "retrieval", "width": 64, "height": 48}},
+    "scene_coordinates": {
+        "network": {
+            "architecture": "scene_coordinates", "width": 64, "height": 48, "channels": [12, 16, 24], "blocks": 1,
+            "context": 8, "context_channels": [16], "context_rows": 2, "context_columns": 2, "hidden": [32],
+        },
+        "objective": {"presence": [0.4, 0.3, 0.3], "presence_as": "weighted"},
+        "localizer": {"input": {"depth_source": "depth"}},
+    },
 }  # fmt: skip
+DEPTH_UNTIL = {"vmloc": FRAMES, "scene_coordinates": FRAMES // 2}
+"""The first frame whose depth is not sent; other systems are sent none."""
 COMMON: dict[str, Any] = {
     "seed": 1,
     "data": {"format": "sevenscenes", "options": {"odometry": "none"}, "hold_out": ["20-29", "55-64"], "workers": 1},
@@ -86,8 +97,8 @@ def train(name: str, drive: Path, folder: Path) -> Path:
     return run_train(config, drive, folder / name)
 
 
-def events_of(drive: Path, odometry: bool, depth: bool) -> list[Event]:
-    """The drive as messages; its odometry is the truth, from where the walk began."""
+def events_of(drive: Path, odometry: bool, depth_until: int) -> list[Event]:
+    """The drive as messages; its odometry is the truth, from where the walk began. Depth fails at some frame."""
     (recording,) = open_any("sevenscenes", drive, TopicNames(), {"odometry": "none"})
     events = [Event(EventKind.STATIC_TRANSFORM, 0, transform) for transform in recording.static_transforms()]
     truth = recording.truth()
@@ -97,7 +108,8 @@ def events_of(drive: Path, odometry: bool, depth: bool) -> list[Event]:
             T_odom_base = start @ truth.interpolate(event.stamp_ns)
             sample = OdometrySample(event.stamp_ns, "odom", "base_link", T_odom_base)
             events.append(Event(EventKind.ODOMETRY, event.stamp_ns, sample))
-        if event.kind is not EventKind.TRUTH and (depth or event.kind is not EventKind.DEPTH):
+        sent = event.kind is not EventKind.DEPTH or event.stamp_ns < truth.stamps_ns[0] + depth_until * PERIOD_NS
+        if event.kind is not EventKind.TRUTH and sent:
             events.append(as_raw(event))
     return events
 
@@ -127,12 +139,14 @@ def test_a_node_with_each_system_localizes_the_same_drive(
     views = graph.collect(Image, "/localizer/predicted_view", qos.reliable(10))
     with running_node(tmp_path, parameters, trained=True) as node:
         node.wait_for("active")
-        graph.play(events_of(drive, odometry=name != "vlocnet", depth=name == "vmloc"), speed=0.5)
+        graph.play(events_of(drive, name != "vlocnet", DEPTH_UNTIL.get(name, 0)), speed=0.5)
         wait_until(lambda: len([s for s in statuses if s.verdict == "fused"]) > FRAMES // 2, "fused frames")
         assert node.end() == 0, node.output()
     errors = [error_of(message) for message in poses]
     assert np.median([m for m, _ in errors]) < 0.08, f"{name}: {np.median(errors, axis=0)} over a walk of 0.6 m"
     assert all(np.isfinite(message.pose.covariance).all() for message in poses)
+    if name == "scene_coordinates":
+        assert {s.mode for s in statuses if s.verdict == "fused"} == {"RGB_DEPTH", "RGB_ONLY"}
     if name == "generative_map":
         assert views
         assert views[-1].encoding == "rgb8"
