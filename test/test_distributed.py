@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import START_NS, drive, frame_at, tiny_config
 from safetensors.torch import load_file
+from scene_pictures import scene_config, wall_store
 from torch import distributed, nn
 from training_process import LOSSES, WEIGHTS
 
@@ -122,6 +123,25 @@ def test_two_processes_compute_what_one_does(store_folder: Path, tmp_path: Path)
             # Adam's first steps have the sign of the gradient: where it is next to nothing, rounding decides
             assert (weights[name] - expected).abs().float().mean() < 1e-4, name
         assert len(read_rows(folder / METRICS, 10)) == 2
+
+
+def test_two_processes_learn_scene_coordinates_as_one_does(tmp_path: Path) -> None:
+    """Where many frames lack a modality, and with the variational likelihood, whose noise is the whole batch's."""
+    store = tmp_path / "store"
+    alone_in = {index: ("rgb", "depth")[index % 2] for index in range(FRAMES) if index not in (2, 5, 9)}
+    common = {"storage": "float32", "optimizer": {"epochs": 1, "batch_size": 4, "validate_every": 1}}
+    drawn = scene_config(objective={"presence_as": "drawn", "scene": {"likelihood": "variational"}}, **common)
+    weighted = scene_config(objective={"presence_as": "weighted"}, network={"anchors": 2}, **common)
+    wall_store(store, drawn, FRAMES, alone_in)
+    trainings = {tmp_path / "drawn": drawn, tmp_path / "weighted": weighted}
+    results = launch(trainings, store)
+    assert [status for status, _ in results] == [0, 0], results
+    for folder, config in trainings.items():
+        trained, losses = alone(config, store, tmp_path / f"{folder.name}_alone")
+        np.testing.assert_allclose(json.loads((folder / LOSSES).read_text()), losses, rtol=1e-4, atol=1e-4)
+        weights = load_file(folder / WEIGHTS)
+        assert set(weights) == set(trained.tensors)
+        assert torch.equal(weights["anchors"], trained.tensors["anchors"])
 
 
 def test_a_process_that_dies_ends_the_others_and_the_training_goes_on_where_it_was(
