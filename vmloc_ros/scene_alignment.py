@@ -72,7 +72,7 @@ class AlignmentSettings:
     """How a pose is looked for.
 
     Attributes:
-        hypotheses: triples of cells that are tried.
+        hypotheses: triples of cells whose bearings are solved; with depth, eight times as many are looked at.
         iterations: of Gauss-Newton; always all of them.
         inlier_m, inlier_share: a cell agrees with a pose if its point lies nearer than inlier_m + inlier_share *
             (distance along the ray) to where the pose puts it; without a return, to its ray.
