@@ -138,6 +138,7 @@ def ask(robot: Robot, asked: Asked, mode: Mode, advance: Callable[[], None] = la
         "false": sum(false),
         "fused": told[f"verdict.{Verdict.FUSED.value}"],
         "relocalizations": told["relocalizations"],
+        "widenings": told["widenings"],
         "moved_m": moved_m,
         "fused_from_nothing": lost[f"verdict.{Verdict.FUSED.value}"],
         "reasons": dict(reasons.most_common()),
