@@ -37,6 +37,8 @@ EXTRAS = {
     "batch": ["gtsam>=4.3,<5"],
     # Odometry from a lidar alone: `vmloc convert kitti --odometry kiss-icp`.
     "lidar": ["kiss-icp>=1.0,<2"],
+    # Exported models: `vmloc export` and `model.runtime: onnx`, which needs onnxruntime alone.
+    "onnx": ["onnx>=1.16,<2", "onnxruntime>=1.18,<2", "torch>=2.5"],
     "test": [
         "hypothesis>=6.90,<7",
         "mypy>=1.10,<3",

@@ -204,7 +204,7 @@ def wheels_steps() -> list[Step]:
         make_venv()
 
     def packages() -> None:
-        install_packages("batch,lidar,ros,test", constraints)
+        install_packages("batch,lidar,onnx,ros,test", constraints)
         use_opencv_without_windows_if_needed()
 
     return [

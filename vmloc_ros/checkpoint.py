@@ -114,6 +114,14 @@ class ModeCalibration(StrictModel):
         )
 
 
+class ExportCard(StrictModel):
+    """The ONNX files that stand in the place of weights; see `runtimes.onnx`."""
+
+    sha256: dict[str, str] = Field(min_length=1, description="By file.")
+    difference: dict[str, float] = Field(description="By file, largest from PyTorch on made-up frames, network units.")
+    made_with: dict[str, str] = Field(default_factory=dict, description="Versions.")
+
+
 class ModelCard(StrictModel):
     """What a trained model is and how it may be used."""
 
@@ -139,6 +147,7 @@ class ModelCard(StrictModel):
     licence: str = Field("", description="Of the data that the weights were learnt from.")
     sha256: str = Field("", description=f"Of {WEIGHTS}.")
     neighbours_sha256: str = Field("", description=f"Of {NEIGHBOURS}; empty where there is none.")
+    exported: ExportCard | None = Field(None, description="Of a folder that `vmloc export` wrote: it has no weights.")
 
     @field_validator("calibration", mode="before")
     @classmethod
@@ -227,6 +236,11 @@ def load_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     """
     card = load_card(folder)
     path = folder / WEIGHTS
+    if card.exported is not None and not path.exists():
+        raise CheckpointError(
+            f"{folder}: is an exported model, without weights: set model.runtime to onnx, or give the folder of the "
+            "model that was exported"
+        )
     tensors, content = read_tensors(path)
     if hashlib.sha256(content).hexdigest() != card.sha256:
         raise CheckpointError(

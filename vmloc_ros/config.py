@@ -119,6 +119,11 @@ class ModelConfig(StrictModel):
     threads: int = Field(
         0, ge=0, description="CPU threads of the network; 0: all cores less one, which the callbacks need."
     )
+    runtime: Literal["torch", "onnx", "auto"] = Field(
+        "torch",
+        description="torch: the weights, by PyTorch. onnx: what `vmloc export` wrote, by ONNX Runtime, on the CPU. "
+        "auto: as the folder is, exported or not.",
+    )
     max_pending_frames: int = Field(
         4, ge=1, description="Frames that wait for the network; a further one drops the oldest as stale."
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from vmloc_ros.checkpoint import ModelCard, fill_network, load_model
+from vmloc_ros.checkpoint import ModelCard, fill_network, load_card, load_model
 from vmloc_ros.config import ModelConfig
 from vmloc_ros.errors import CheckpointError, ConfigError
 from vmloc_ros.localizers.base import Localizer
@@ -28,6 +28,7 @@ from vmloc_ros.networks.build import build_network
 from vmloc_ros.pose_graph import load_gtsam
 from vmloc_ros.runtimes.build import build_runtime
 from vmloc_ros.runtimes.generative_map import MapRuntime
+from vmloc_ros.runtimes.onnx import open_exported
 from vmloc_ros.runtimes.retrieval import RetrievalRuntime
 from vmloc_ros.runtimes.scene_coordinates import SceneRuntime
 from vmloc_ros.runtimes.torch import Runtime
@@ -73,10 +74,11 @@ def load_localizer(path: Path, config: ModelConfig) -> Localizer:
     Raises:
         CheckpointError: the folder or one of its files is missing, malformed or of another training.
         ConfigError: an unknown device, or something the model cannot do (an odometry of its own).
-        SetupError: the card has a pose graph, and GTSAM is not installed.
+        SetupError: the card has a pose graph, and GTSAM is not installed; or the model was exported, and ONNX Runtime
+            is not.
     """
     device, fallback = choose_device(config.device)
-    card, tensors = load_model(path)
+    card = load_card(path)
     if card.pose_graph is not None:
         load_gtsam()  # before the seconds that a network takes
     if config.odometry == "network" and card.motion is None:
@@ -84,16 +86,23 @@ def load_localizer(path: Path, config: ModelConfig) -> Localizer:
             f"model.odometry is network, but {path} ({card.network.architecture}) tells no motion between frames: set "
             "it to topic, or take a model with an odometry of its own (VLocNet)"
         )
-    network = build_network(card.network)
-    fill_network(network, tensors, path)
+    threads = use_threads(config.threads)
+    exported = config.runtime == "onnx" or (config.runtime == "auto" and card.exported is not None)
+    if exported:
+        runtime = open_exported(path, card, threads)
+        is_elsewhere = config.device.startswith("cuda")
+        fallback = f"{config.device} was asked for, but exported models run on the CPU" if is_elsewhere else ""
+    else:
+        card, tensors = load_model(path)
+        network = build_network(card.network)
+        fill_network(network, tensors, path)
+        runtime = build_runtime(network, card.normalisation, card.latent_samples, device)
     missing = [mode for mode in modes_of(card) if mode not in card.calibration]
     if missing:
         raise CheckpointError(
             f"{path}: the card has no calibration for {', '.join(missing)}; measure it with "
             f"`vmloc calibrate {path} SRC --format F`"
         )
-    use_threads(config.threads)
-    runtime = build_runtime(network, card.normalisation, card.latent_samples, device)
     localizer = _localizer_of(path, card, runtime, config, fallback)
     return localizer if card.pose_graph is None else PoseGraphLocalizer(localizer, card.pose_graph)
 

@@ -363,3 +363,28 @@ def import_vmloc(
         name,
     )
     print(f"wrote {out}: {card.name}; next: vmloc calibrate {out} SRC --format F")
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="Folder of a trained model: VMLoc, or over scene coordinates.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write, a model again; by default `onnx` inside MODEL.")
+    ] = None,
+    modalities: Annotated[
+        str, typer.Option(help="What the written model knows: rgb, depth, or both with a comma; by default all.")
+    ] = "",
+    json: Json = None,
+) -> None:
+    """Write a model's network as ONNX, for ONNX Runtime: faster on a CPU, the same answers.
+
+    Checked against PyTorch before anything is written. Run the folder with `model.runtime: onnx`.
+
+    Example: vmloc export models/town --out out/town_onnx
+    """
+    from vmloc_ros.commands.export import run_export
+
+    written = run_export(model, out, [name.strip() for name in modalities.split(",") if name.strip()])
+    for name, megabytes in written.megabytes.items():
+        print(f"{name}: {megabytes:.1f} MB, at most {written.differences[name]:.1e} network units from PyTorch")
+    say_wrote(json, {"megabytes": written.megabytes, "difference": written.differences})
+    print(f"wrote {written.folder}; run it with model.runtime: onnx")

@@ -73,7 +73,7 @@ app = typer.Typer(
 for _command in (
     *(work.demo, work.localize, work.fuse, work.smooth, work.error_model),
     *(data.town, data.convert, data.train, data.evaluate, data.track, data.strangers, data.calibrate, data.compare),
-    data.import_vmloc,
+    *(data.import_vmloc, data.export),
     *(graph.play, graph.record, graph.watch),
     *(work.plot, work.map_view, work.scene_view, work.bench, work.soak, work.doctor, work.params),
 ):
