@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, to_rgba
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
@@ -24,6 +24,8 @@ AGREES, VAGUE, DISAGREES, NOT_ASKED = "#0072b2", "#56b4e9", "#d55e00", "#9a9a9a"
 """Okabe and Ito's blues and vermilion."""
 PANEL_WIDTH, PANEL_HEAD = 3.2, 0.35
 """Inches."""
+CELL_PIXELS = 14
+"""A cell's square, with a pixel left free around it."""
 SHARE_OF_VIEW = 0.12
 """The length of a camera's wedge, of the picture's width."""
 SEEN_SHARE = 0.9
@@ -231,26 +233,17 @@ def _draw_agreement(axes: Axes, frame: SceneFrame, answers: CellAnswers) -> None
     height, width = _size(frame)
     if answers.mode is not Mode.DEPTH_ONLY and frame.rgb_HW3 is not None:
         axes.imshow(frame.rgb_HW3.mean(axis=2), cmap="gray", vmin=0, vmax=255)
-    u, v = _centres(frame)
-    half_u, half_v = 0.42 * width / frame.grid[1], 0.42 * height / frame.grid[0]
+    squares = np.zeros((*frame.grid, CELL_PIXELS, CELL_PIXELS, 4))
     kinds = (
         (answers.agrees_N, AGREES),
         (answers.vague_N, VAGUE),
         (answers.usable_N & ~answers.agrees_N & ~answers.vague_N, DISAGREES),
         (~answers.usable_N, NOT_ASKED),
     )
-    for chosen, colour in kinds:
-        for x, y in zip(u[chosen], v[chosen], strict=True):
-            axes.fill(
-                [x - half_u, x + half_u, x + half_u, x - half_u],
-                [y - half_v, y - half_v, y + half_v, y + half_v],
-                color=colour,
-                alpha=0.55,
-                lw=0,
-            )
-    axes.set_xlim(-0.5, width - 0.5)
-    axes.set_ylim(height - 0.5, -0.5)
-    axes.set_aspect("equal")
+    for chosen_N, colour in kinds:
+        squares[chosen_N.reshape(frame.grid), 1:-1, 1:-1] = to_rgba(colour, 0.55)
+    picture = squares.swapaxes(1, 2).reshape(frame.grid[0] * CELL_PIXELS, frame.grid[1] * CELL_PIXELS, 4)
+    axes.imshow(picture, interpolation="nearest", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
 
 
 def _handles(frame: SceneFrame) -> list[Line2D]:
