@@ -239,11 +239,16 @@ def quartic_roots(coefficients_5: Tensor) -> Tensor:
     root = torch.sqrt(torch.complex(h * h + k * k * k, torch.zeros_like(h)))
     sign = torch.where(h > 0.0, -1.0, 1.0)  # of the two, the one that does not cancel
     cube = (-h + sign * root) ** (1.0 / 3.0)
-    m = cube - k / cube - p / 3.0
+    m = cube - k / _not_zero(cube) - p / 3.0  # three equal roots: k is 0 as well
     twice = torch.sqrt(2.0 * m)
     inner_2 = torch.stack([twice, -twice], -1)
-    outer_2 = torch.sqrt(-(2.0 * (p + m).unsqueeze(-1) + 2.0 * q.unsqueeze(-1) / inner_2))
+    outer_2 = torch.sqrt(-(2.0 * (p + m).unsqueeze(-1) + 2.0 * q.unsqueeze(-1) / _not_zero(inner_2)))
     return 0.5 * torch.cat([inner_2 + outer_2, inner_2 - outer_2], -1).real - 0.25 * b.unsqueeze(-1)
+
+
+def _not_zero(values: Tensor) -> Tensor:
+    """The same, with 1 in the place of 0."""
+    return torch.where(values == 0.0, torch.ones_like(values), values)
 
 
 def judges_of(sight: Sight, tolerance: Tolerance) -> Tensor:
