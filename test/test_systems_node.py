@@ -62,6 +62,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         },
         "objective": {"presence": [0.4, 0.3, 0.3], "presence_as": "weighted"},
         "localizer": {"input": {"depth_source": "depth"}},
+        "calibration": {"min_frames": 10},  # a frame may be refused
     },
 }  # fmt: skip
 DEPTH_UNTIL = {"vmloc": FRAMES, "scene_coordinates": FRAMES // 2}
