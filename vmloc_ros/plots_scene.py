@@ -24,9 +24,10 @@ AGREES, VAGUE, DISAGREES, NOT_ASKED = "#0072b2", "#56b4e9", "#d55e00", "#9a9a9a"
 """Okabe and Ito's blues and vermilion."""
 PANEL_WIDTH, PANEL_HEAD = 3.2, 0.35
 """Inches."""
+LABEL = {"boxstyle": "circle,pad=0.2", "fc": "white", "ec": "#333333", "lw": 0.6}
 CELL_PIXELS = 14
 """A cell's square, with a pixel left free around it."""
-SHARE_OF_VIEW = 0.12
+SHARE_OF_VIEW = 0.08
 """The length of a camera's wedge, of the picture's width."""
 SEEN_SHARE = 0.9
 """The view of a frame's surroundings holds so much of what its cells truly see."""
@@ -154,8 +155,8 @@ def plot_scene_map(path: Path, known: KnownMap, frames: Sequence[SceneFrame]) ->
         _frame_view(whole, np.concatenate([known.path_K3, _middle_points(known)])[:, [right, up]])
         for number, frame in enumerate(frames, 1):
             _draw_camera(whole, frame, frame.T_true, known, COLOURS["fused"])
-            at = frame.T_true[:3, 3]
-            whole.annotate(str(number), (at[right], at[up]), (4, 4), textcoords="offset points", fontweight="bold")
+            at = frame.T_true[:3, 3] - SHARE_OF_VIEW * 0.4 * np.ptp(whole.get_xlim()) * frame.T_true[:3, 2]
+            whole.text(at[right], at[up], str(number), fontsize=8.5, ha="center", va="center", bbox=LABEL)
             near = figure.add_subplot(grid[(number - 1) // columns, 1 + (number - 1) % columns])
             _draw_surroundings(near, known, frame)
             near.set_title(f"{number}: {frame.name}", fontsize=9)
@@ -225,7 +226,7 @@ def _draw_dots(axes: Axes, frame: SceneFrame) -> None:
     """On cells without a return."""
     u, v = _centres(frame)
     none = ~frame.has_return_N
-    axes.plot(u[none], v[none], ".", ms=2.0, mew=0, color="#cc3311")
+    axes.plot(u[none], v[none], ".", ms=4.0, mew=0, color="#cc3311")
 
 
 def _draw_agreement(axes: Axes, frame: SceneFrame, answers: CellAnswers) -> None:
@@ -318,7 +319,7 @@ def _draw_camera(
 ) -> None:
     """A wedge: the camera's place, and the directions to the left and right ends of its view."""
     right, up = _axes(known)
-    length = SHARE_OF_VIEW * abs(axes.get_xlim()[1] - axes.get_xlim()[0])
+    length = SHARE_OF_VIEW * np.ptp(axes.get_xlim())
     ends = np.array([[frame.rays_N3[:, 0].min(), 0.0, 1.0], [frame.rays_N3[:, 0].max(), 0.0, 1.0]]) * length
     left_end, right_end = ends @ T_map_camera[:3, :3].T + T_map_camera[:3, 3]
     corners = np.array([left_end, T_map_camera[:3, 3], right_end])

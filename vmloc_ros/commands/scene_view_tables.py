@@ -64,8 +64,8 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 def _pose_cells(numbers: Mapping[str, Any]) -> list[str]:
     """What is not there is a dash."""
-    digits = (("residual", 2), ("position_m", 3), ("rotation_deg", 2), ("sigma_m", 3), ("sigma_deg", 2))
-    times = (("network_ms", 1), ("solver_ms", 1))
+    digits = (("residual", 2), ("position_m", 3), ("rotation_deg", 2), ("sigma_m", 3), ("sigma_deg", 1))
+    times = (("network_ms", 0), ("solver_ms", 1))
     return [f"{100.0 * numbers['share']:.0f}", *(_number(numbers, *column) for column in (*digits, *times))]
 
 
