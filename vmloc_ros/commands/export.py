@@ -39,7 +39,8 @@ FOLDER = "onnx"
 """Inside the model's folder, where no other is asked for."""
 OPSET = 17
 TOLERANCE = 1e-4
-"""Largest difference from PyTorch that is accepted, in network units (positions and points: of the map's scale)."""
+"""Largest difference from PyTorch that is accepted, in network units (positions and points: of the map's scale); of an
+output that has numbers beyond 1, as a share of the largest."""
 STRAY_CELLS = 0.005
 """Of the cells over anchors so many may differ by more: where two anchors are equally likely, the last bit decides."""
 COMPANIONS = (NEIGHBOURS, CONFIG, RETRIEVAL)
@@ -241,7 +242,8 @@ def difference(content: bytes, graph: nn.Module, names: Sequence[str], network: 
     for name, want in wanted.items():
         unit = float(graph.network.scale) if cells else 1.0  # type: ignore[union-attr, arg-type]
         unit = {"points": unit, "variance": unit**2}.get(name, 1.0)
-        apart = _apart(np.asarray(said[name], dtype=float), want.astype(float)) / unit
+        largest_number = np.max(np.abs(want), initial=0.0, where=np.isfinite(want)) / unit
+        apart = _apart(np.asarray(said[name], dtype=float), want.astype(float)) / unit / max(1.0, largest_number)
         if cells and name in ("points", "variance"):
             apart = np.quantile(apart.max(axis=2), 1.0 - STRAY_CELLS, method="lower")
         largest = float(np.max(apart, initial=0.0))
