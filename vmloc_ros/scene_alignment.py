@@ -77,6 +77,8 @@ class AlignmentSettings:
         inlier_m, inlier_share: a cell agrees with a pose if its point lies nearer than inlier_m + inlier_share *
             (distance along the ray) to where the pose puts it; without a return, to its ray.
         depth_sigma_m, depth_sigma_share: standard deviation of a return: depth_sigma_m + depth_sigma_share * depth.
+        close: of that, how far a cell may lie away until its weight has fallen to a quarter. Less is more exact where
+            the tolerance is generous, and takes more steps.
         least_cells: usable cells, and cells that agree, below which there is no pose.
         enough_returns: frames with fewer returns start from bearings as well.
     """
@@ -87,6 +89,7 @@ class AlignmentSettings:
     inlier_share: float = 0.02
     depth_sigma_m: float = 0.005
     depth_sigma_share: float = 0.002
+    close: float = 1.0
     least_cells: int = 6
     enough_returns: int = 24
 
@@ -191,7 +194,7 @@ class _Scatter(NamedTuple):
         rank_B11: of the `QUANTILE` among the usable cells.
         root_gain_B1N: root of `GAIN`; 0 for cells that do not count.
         four_per_dof_B1N: 4 / degrees of freedom.
-        inlier_m, inlier_share: see `AlignmentSettings`.
+        close_m, close_share: metres at which a weight has fallen to a quarter, and so much more per metre of depth.
     """
 
     per_quantile_B1N: Tensor
@@ -199,8 +202,8 @@ class _Scatter(NamedTuple):
     rank_B11: Tensor
     root_gain_B1N: Tensor
     four_per_dof_B1N: Tensor
-    inlier_m: float
-    inlier_share: float
+    close_m: float
+    close_share: float
 
 
 def _scatter(sight: Sight, settings: AlignmentSettings) -> _Scatter:
@@ -211,29 +214,29 @@ def _scatter(sight: Sight, settings: AlignmentSettings) -> _Scatter:
         (sight.usable_B1N.sum(2, keepdim=True) * QUANTILE).long(),
         torch.where(has_return_B1N, GAIN[3] ** 0.5, GAIN[2] ** 0.5) * sight.usable_B1N,
         torch.where(has_return_B1N, 4.0 / 3.0, 4.0 / 2.0),
-        settings.inlier_m,
-        settings.inlier_share,
+        settings.close * settings.inlier_m,
+        settings.close * settings.inlier_share,
     )
 
 
 def _root_weight(square_B1N: Tensor, metres_B1N: Tensor, depth_B1N: Tensor, scatter: _Scatter) -> tuple[Tensor, Tensor]:
     """Root of the weights w = gain / s / (1 + e^2 / (c^2 s))^2 / (1 + (m / t)^2)^2 (S. Geman, D. McClure, 1987).
 
-    c^2 is `TURN`, e the whitened and m the metric residual (squared: `square_B1N`, `metres_B1N`), t how far a cell that
-    agrees may lie away. Networks say too wide a variance more often than too narrow a one, and what agrees closely
-    with a pose is right more often than it claims: with e alone the errors on a real town's network were half as large
-    again.
+    c^2 is `TURN`, e the whitened and m the metric residual (squared: `square_B1N`, `metres_B1N`), t is how far a cell
+    that agrees may lie away, times `AlignmentSettings.close`. Networks say too wide a variance more often than too
+    narrow a one, and what agrees closely with a pose is right more often than it claims: with e alone the errors of a
+    network of a street were twice as large.
 
     s >= 1 is how much more than claimed the frame's closest cells scatter (squared): a network that is too sure of a
     whole frame would else have all its good cells taken for outliers, and the pose for a certain one.
 
     The second number (B, 1, 1) is what a step is to be stretched by: re-weighting alone goes only sum w' / sum w of the
-    way, w' = w + 2 e^2 dw/de^2 / dof being the loss's mean second derivative. With it, six steps do what ten did.
+    way, w' = w + 2 e^2 dw/de^2 / dof being the loss's mean second derivative. With it, six steps do what twenty did.
     """
     sorted_B1N = (square_B1N * scatter.per_quantile_B1N + scatter.unusable_B1N).sort(2).values
     s_B11 = sorted_B1N.gather(2, scatter.rank_B11).clamp_(1.0, MOST_SCATTER)
     per_sum_B1N = 1.0 / (square_B1N + TURN * s_B11)
-    allowed_B1N = (scatter.inlier_m + scatter.inlier_share * depth_B1N).square()
+    allowed_B1N = (scatter.close_m + scatter.close_share * depth_B1N).square()
     per_metric_B1N = 1.0 / (metres_B1N + allowed_B1N)
     root_B1N = scatter.root_gain_B1N * (depth_B1N > 0.0) * (TURN * s_B11.sqrt() * per_sum_B1N)
     root_B1N = root_B1N * (allowed_B1N * per_metric_B1N)
