@@ -330,7 +330,7 @@ def check_model(folder: Path) -> Iterator[Finding]:
         from vmloc_ros.localizer import load_localizer
         from vmloc_ros.localizers.base import ReadableMap
 
-        localizer = load_localizer(folder, ModelConfig(path=str(folder)))
+        localizer = load_localizer(folder, ModelConfig(path=str(folder), runtime="auto"))
         localizer.warm_up()
     except (VmlocError, ImportError) as error:
         yield Finding(Level.ERROR, f"the model does not load: {error}", "`vmloc train` writes one; models/ has one")

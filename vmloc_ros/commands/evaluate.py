@@ -67,7 +67,7 @@ def run_evaluate(
         CheckpointError, ConfigError, DatasetError: with the file or the argument.
     """
     console = Console(stderr=True)
-    localizer = load_localizer(model, ModelConfig(path=str(model), device=device))
+    localizer = load_localizer(model, ModelConfig(path=str(model), device=device, runtime="auto"))
     if localizer.fallback:
         console.print(localizer.fallback)
     used = list(modalities) or list(localizer.card.network.modalities)

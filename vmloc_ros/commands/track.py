@@ -108,7 +108,7 @@ def run_track(
     console = Console(stderr=True)
     start = start_from(deviation_m, deviation_entries)
     driver: Literal["topic", "network"] = "network" if odometry == "network" else "topic"
-    chosen = ModelConfig(path=str(model), device=device, previous_pose=previous_pose, odometry=driver)
+    chosen = ModelConfig(path=str(model), device=device, runtime="auto", previous_pose=previous_pose, odometry=driver)
     localizer = load_localizer(model, chosen)
     if odometry == "network" and localizer.card.motion is None:
         raise ConfigError(f"--odometry network: the card of {model} knows no motion; give recording or none")
