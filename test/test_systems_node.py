@@ -65,7 +65,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "calibration": {"min_frames": 10},  # a frame may be refused
     },
 }  # fmt: skip
-DEPTH_UNTIL = {"vmloc": FRAMES, "scene_coordinates": FRAMES // 2}
+DEPTH_UNTIL = {"vmloc": FRAMES, "scene_coordinates": 2 * FRAMES // 3}
 """The first frame whose depth is not sent; other systems are sent none."""
 COMMON: dict[str, Any] = {
     "seed": 1,
