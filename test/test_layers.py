@@ -22,7 +22,7 @@ LAYERS = {
     2: "datasets networks losses scene_hypotheses scene_alignment",
     3: "checkpoint training training_config training_state machines weight_average augmentation trunk_weights official "
     "validation calibration neighbour_file split samples batches objective clips learning objectives "
-    "vlocnet_objective generative_objective scene_objective scene_cells scene_belief scene_limits pose_graph_config "
+    "vlocnet_objective generative_objective scene_objective scene_cells scene_camera scene_belief scene_limits pose_graph_config "
     "localizer localizers runtimes pose_graph following network_odometry "
     "frame_source frame_queue assembly outputs diary pose_keeper pipeline "
     "bags bag_messages bag_writer bag_recording recordings sample_pieces piece_workers division preparation "

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vmloc_ros.geometry import Array
 from vmloc_ros.networks.scene_coordinates_config import SceneCard, SceneLimits
-from vmloc_ros.scene_alignment import Alignment, Cells
+from vmloc_ros.scene_alignment import Alignment, AlignmentSettings, Cells
+from vmloc_ros.scene_camera import camera_fit
 
 CONSTANT_SHARE = 1e-3
 """A depth image whose returns differ by less than this share of their median is constant: no surface is so flat."""
@@ -30,21 +31,36 @@ class Agreement:
         share_N: of the cells that count, those that agree with the pose and claim to know where they are.
         residual_N: size of the agreeing cells' residuals, in units of their own deviations; infinite without a pose.
         solved_N: whether the solver has found a pose at all.
+        change_N3, surprise_N: by how much another camera would fit better, see `scene_camera`.
     """
 
     share_N: Array
     residual_N: Array
     solved_N: NDArray[np.bool_]
+    change_N3: Array
+    surprise_N: Array
 
     def refused(self, limits: SceneLimits) -> NDArray[np.bool_]:
         """Which frames get no pose (N,)."""
         enough_N = (self.share_N >= limits.least_share) & (self.residual_N <= limits.most_residual)
-        return np.asarray(~(self.solved_N & enough_N))
+        return np.asarray(~(self.solved_N & enough_N) | self.other_camera(limits))
+
+    def other_camera(self, limits: SceneLimits) -> NDArray[np.bool_]:
+        """Which frames another camera than that of camera_info would explain much better (N,)."""
+        changed_N = (np.abs(self.change_N3) > np.array(limits.most_camera_change)).any(axis=1)
+        return np.asarray(self.solved_N & (changed_N | (self.surprise_N > limits.most_camera_surprise)))
 
     def reason(self, frame: int, limits: SceneLimits) -> str:
         """Why a frame gets no pose, for a person; empty where it gets one."""
         if not self.solved_N[frame]:
             return "the scene does not fit the map: no pose agrees with what the cells of the image show"
+        if self.other_camera(limits)[frame]:
+            longer, right, down = self.change_N3[frame]
+            return (
+                "the scene does not fit camera_info: a camera with a focal length "
+                f"{np.exp(-longer):.2f} times as long and a principal point {right:+.2f} and {down:+.2f} focal lengths "
+                "further to the right and down would; is it the camera_info of this camera?"
+            )
         share, residual = float(self.share_N[frame]), float(self.residual_N[frame])
         if share < limits.least_share:
             return (
@@ -71,14 +87,21 @@ def deviation_ratio(cells: Cells, T_map_camera_N44: Tensor, inlier_m: float, inl
     return cells.variance_BN3.double().sum(dim=2).sqrt() / allowed_NC
 
 
-def agreement(cells: Cells, found: Alignment, limits: SceneLimits) -> Agreement:
-    """What speaks for the poses that a solver has found."""
+def agreement(
+    cells: Cells, found: Alignment, limits: SceneLimits, settings: AlignmentSettings | None = None
+) -> Agreement:
+    """What speaks for the poses that a solver has found with some settings (None: the default's)."""
     with torch.inference_mode():
         ratio_NC = deviation_ratio(cells, found.T_map_camera_B44, limits.inlier_m, limits.inlier_share)
         agreeing_NC = found.inliers_BN & (ratio_NC <= limits.most_deviation)  # NaN agrees with nothing
         share_N = agreeing_NC.sum(dim=1) / cells.usable_BN.sum(dim=1).clamp_min(1)
+        fit = camera_fit(cells, found, settings or AlignmentSettings())
     return Agreement(
-        share_N.double().cpu().numpy(), found.residual_B.double().cpu().numpy(), found.solved_B.cpu().numpy()
+        share_N.double().cpu().numpy(),
+        found.residual_B.double().cpu().numpy(),
+        found.solved_B.cpu().numpy(),
+        fit.change_N3.cpu().numpy(),
+        fit.surprise_N.cpu().numpy(),
     )
 
 

@@ -27,7 +27,7 @@ from vmloc_ros.networks.scene_coordinates_config import SceneCard, SceneLimits
 from vmloc_ros.runtimes.scene_coordinates import SceneReading, SceneRuntime
 from vmloc_ros.samples import SampleStore
 from vmloc_ros.scene_alignment import Cells, align
-from vmloc_ros.scene_belief import Agreement, agreement, deviation_ratio
+from vmloc_ros.scene_belief import agreement, deviation_ratio
 from vmloc_ros.types import Mode
 from vmloc_ros.validation import mode_inputs, pose_errors
 
@@ -39,6 +39,9 @@ AGREEING_SHARE = 0.78
 RANGE_BINS = 6
 RIGHT = 4.0
 """A validation frame is localized rightly if its errors are below this many times the median's."""
+CAMERA_MARGIN, LEAST_CHANGE, LEAST_SURPRISE = 1.3, 0.04, 6.0
+"""A frame's cells may ask for another camera by so many times as much as 99 % of frames localized rightly do, and by so
+much in any case (see `scene_camera`)."""
 STRIPS = 4
 SEED = 11
 
@@ -191,7 +194,16 @@ def _judged(
             "most_residual": 2.0 * max(float(np.quantile(residuals, 0.99)), 1e-3),
         }
     )
-    shares = agreement(cells, found, limits).share_N[right_N]
+    said = agreement(cells, found, limits, runtime.settings(mode))
+    change = CAMERA_MARGIN * np.quantile(np.abs(said.change_N3[right_N]), 0.99, axis=0)
+    surprise = CAMERA_MARGIN * float(np.quantile(said.surprise_N[right_N], 0.99))
+    limits = limits.model_copy(
+        update={
+            "most_camera_change": np.maximum(change, LEAST_CHANGE).tolist(),
+            "most_camera_surprise": max(surprise, LEAST_SURPRISE),
+        }
+    )
+    shares = said.share_N[right_N]
     low, lowest, middle = np.percentile(shares, [5.0, 1.0, 50.0])
     return limits.model_copy(
         update={"share_median": float(middle), "share_p5": float(low), "least_share": float(lowest)}
@@ -199,12 +211,10 @@ def _judged(
 
 
 def _shares(runtime: SceneRuntime, mode: Mode, sights: Sights, limits: SceneLimits) -> Array:
-    """The share of agreeing cells of each frame; 0 where there is no pose, or one that is refused anyway."""
-    result = []
-    for reading in _read(runtime, sights):
-        said: Agreement = agreement(reading.cells, reading.alignment, limits)
-        result.append(np.where(said.residual_N <= limits.most_residual, said.share_N, 0.0))
-    return np.concatenate(result)
+    """The share of agreeing cells of each frame (0 where there is no pose), also where it is refused anyway."""
+    settings = runtime.settings(mode)
+    said = [agreement(reading.cells, reading.alignment, limits, settings) for reading in _read(runtime, sights)]
+    return np.concatenate([item.share_N for item in said])
 
 
 def _separated(limits: SceneLimits, strangers: dict[str, Array]) -> SceneLimits:

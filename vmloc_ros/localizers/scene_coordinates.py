@@ -14,7 +14,7 @@ from vmloc_ros.errors import CheckpointError
 from vmloc_ros.localizers.inputs import FrameInputs, Pictures
 from vmloc_ros.neighbours import scatter_evidence
 from vmloc_ros.runtimes.scene_coordinates import SceneRuntime
-from vmloc_ros.scene_belief import agreement, depth_problem
+from vmloc_ros.scene_belief import depth_problem
 from vmloc_ros.types import CameraPrior, Frame, Mode, NoPose, PoseEstimate
 
 
@@ -61,8 +61,10 @@ class SceneLocalizer:
             return NoPose(frame.stamp_ns, f"the model's card has no calibration for {seen.mode}")
         with self._lock:
             reading = self._runtime.read(seen.rgb_1HW3, seen.depth_1HW, seen.seen_1HW)
-            raw = self._runtime.poses(reading)
-        agreed = agreement(reading.cells, reading.alignment, limits)
+            agreed = self._runtime.agreement(reading)
+            raw = self._runtime.poses(reading, agreed)
+        if agreed is None:
+            return NoPose(frame.stamp_ns, f"the model's card has no limits of belief for {seen.mode}")
         reason = agreed.reason(0, limits)
         if reason:
             return NoPose(frame.stamp_ns, reason)

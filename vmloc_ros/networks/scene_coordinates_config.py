@@ -127,6 +127,16 @@ class SceneLimits(StrictModel):
     most_residual: float = Field(
         10.0, gt=0.0, description="Largest size of the agreeing cells' residuals, in units of their own deviations."
     )
+    most_camera_change: list[float] = Field(
+        default_factory=lambda: [10.0, 10.0, 10.0],
+        min_length=3,
+        max_length=3,
+        description="How much another camera may fit better than the one of camera_info: log of its focal length, and "
+        "shift of its principal point to the right and down, in focal lengths.",
+    )
+    most_camera_surprise: float = Field(
+        1e6, gt=0.0, description="Largest such change in units of its own deviation, as the cells claim to know it."
+    )
     frames: int = Field(0, ge=0, description="Validation frames behind these numbers.")
     strangers: dict[str, float] = Field(
         default_factory=dict,

@@ -18,7 +18,7 @@ from vmloc_ros.networks.scene_coordinates_config import SceneCard, SceneCoordina
 from vmloc_ros.runtimes.graphs import CellsGraph, ask, named_pictures, shares_of
 from vmloc_ros.runtimes.torch import RawPoses
 from vmloc_ros.scene_alignment import Alignment, AlignmentSettings, Cells, align
-from vmloc_ros.scene_belief import agreement
+from vmloc_ros.scene_belief import Agreement, agreement
 from vmloc_ros.types import Modality, Mode
 
 CLOSE = 0.3
@@ -165,7 +165,8 @@ class SceneRuntime:
         count, cell = len(points_NC3), self.config.cell
         rays_12hw = self._network.rays_12hw
         rays_13C = torch.cat([rays_12hw, torch.ones_like(rays_12hw[:, :1])], dim=1).flatten(2)
-        depth_NC, usable_NC = points_NC3.new_zeros(points_NC3.shape[:2]), torch.isfinite(points_NC3).all(dim=2)
+        depth_NC = points_NC3.new_zeros(points_NC3.shape[:2])
+        usable_NC = torch.ones_like(depth_NC, dtype=torch.bool)  # what is not finite agrees with nothing, and counts
         if depth_NHW is not None:
             depth_NC = self.cell_depths(depth_NHW)
         if seen_NHW is not None:
@@ -180,12 +181,24 @@ class SceneRuntime:
         metres = torch.from_numpy(np.array(depth_NHW, dtype=np.float32)).to(self.device)
         return nearest_returns(metres, self.config.cell).flatten(1)
 
-    def poses(self, reading: SceneReading) -> RawPoses:
-        """The poses of a reading, see `infer`."""
+    def agreement(self, reading: SceneReading) -> Agreement | None:
+        """What speaks for the poses of a reading; None where limits have not been measured."""
+        limits = self.limits(reading.mode)
+        if limits is None:
+            return None
+        return agreement(reading.cells, reading.alignment, limits, self.settings(reading.mode))
+
+    def poses(self, reading: SceneReading, agreed: Agreement | None = None) -> RawPoses:
+        """The poses of a reading, see `infer`.
+
+        Args:
+            reading: of N frames.
+            agreed: what `agreement` has said of it, where it has been asked.
+        """
         found = reading.alignment
         solved_N = found.solved_B.cpu().numpy()
-        limits = self.limits(reading.mode)
-        refused_N = ~solved_N if limits is None else agreement(reading.cells, found, limits).refused(limits)
+        limits, agreed = self.limits(reading.mode), agreed or self.agreement(reading)
+        refused_N = ~solved_N if limits is None or agreed is None else agreed.refused(limits)
         T_N44, information_N66 = (
             found.T_map_camera_B44.double().cpu().numpy(),
             found.information_B66.double().cpu().numpy(),
