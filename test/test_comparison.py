@@ -278,10 +278,14 @@ def test_seeds_together(values: list[float]) -> None:
 
 
 def made_up(variant: str, seed: int, mean_m: float, modes: tuple[str, ...] = ("RGB_DEPTH", "RGB_ONLY")) -> Result:
-    error = {"position_m": {"mean": mean_m, "median": 0.5 * mean_m}, "rotation_deg": {"mean": 2.0, "median": 1.0}}
+    error = {
+        "position_m": {"mean": mean_m, "median": 0.5 * mean_m},
+        "rotation_deg": {"mean": 2.0, "median": 1.0},
+        "n": 3,
+    }
     fused = {"errors": {"position_m": {"mean": 0.25 * mean_m}, "rotation_deg": {"mean": 0.5}}, "nees": {"mean": 3.0}}
     fused["odometry"] = "network"
-    entry = {"errors": error, "nees": {"mean": 9.0}, "fused": fused}
+    entry = {"errors": error, "nees": {"mean": 9.0}, "fused": fused, "no_pose": {"strange": 1}}
     scores = {"validation": {mode: {INTACT: entry} for mode in modes}}
     return Result(variant, seed, parameters=1_500_000, training_s=60.0, latency_ms=5.0, scores=scores)
 
@@ -291,17 +295,21 @@ def test_the_table_says_everything() -> None:
     variants = by_variant([*results, made_up("image", 1, 4.0, ("RGB_ONLY",))])
     tables = all_tables(variants, {"validation": 7})
     text = markdown(tables)
-    both = "| poe | 1, 2 | both | 2.000 ± 1.414 | 2.00 ± 0.00 | 1.000 ± 0.707 | 1.00 ± 0.00 | 1.50 ± 0.00 | "
-    assert both + "0.500 ± 0.354 | 0.50 ± 0.00 | 0.50 ± 0.00 | network | 5.0 ± 0.0 | 1.50 | 60 ± 0 |" in text
-    assert (
-        "| image | 1 | RGB alone | 4.000 | 2.00 | 2.000 | 1.00 | 1.50 | 1.000 | 0.50 | 0.50 | network | 5.0 | 1.50 |"
-        in text
-    )
+    both = "| poe | 1, 2 | both | 25.0% ± 0.0% | 2.000 ± 1.414 | 2.00 ± 0.00 | 1.000 ± 0.707 | 1.00 ± 0.00 | "
+    assert both + "1.50 ± 0.00 | 0.500 ± 0.354 | 0.50 ± 0.00 | 0.50 ± 0.00 | network | 5.0 ± 0.0 | 1.50 | 60 ± 0 |" in text
+    image = "| image | 1 | RGB alone | 25.0% | 4.000 | 2.00 | 2.000 | 1.00 | 1.50 | "
+    assert image + "1.000 | 0.50 | 0.50 | network | 5.0 | 1.50 |" in text
     assert "| bad | failed |" in text
     assert "| bad | 1 | no memory \\| sorry |" in text
     assert "7 validation frames" in text
     for table in tables:
         assert all(len(row) == len(table.head) for row in table.rows)
+
+
+def test_a_variant_that_refuses_every_frame_keeps_its_row() -> None:
+    scores = {"validation": {"RGB_ONLY": {INTACT: {"errors": None, "no_pose": {"strange": 7}}}}}
+    table = all_tables(by_variant([Result("shy", 1, scores=scores)]), {"validation": 7})[0]
+    assert table.rows[0][:5] == ("shy", "1", "RGB alone", "100.0%", "-")
 
 
 def test_a_variant_with_one_failed_seed_keeps_the_others() -> None:

@@ -40,6 +40,7 @@ NUMBERS: dict[str, tuple[str, ...]] = {
     "fused_m": ("fused", "errors", "position_m", "mean"),
     "fused_deg": ("fused", "errors", "rotation_deg", "mean"),
     "fused_nees": ("fused", "nees", "mean"),
+    "no_pose": ("no_pose",),
 }
 """Where a number of the tables stands in the report of `Answers`."""
 FRAME_FREE = ("lidar", "odometry")
@@ -302,13 +303,24 @@ class Result:
         return asdict(self)
 
     def number(self, frames: str, mode: str, corruption: str, name: str) -> float | None:
-        """One of `NUMBERS`, NEES divided by its expectation 6; None where it was not measured."""
+        """One of `NUMBERS`, NEES divided by its expectation 6, `no_pose` as a share; None where it was not measured."""
         value: Any = self.scores.get(frames, {}).get(mode, {}).get(corruption)
+        if name == "no_pose":
+            return _without_pose(value)
         for key in NUMBERS[name]:
             value = value.get(key) if isinstance(value, Mapping) else None
         if not isinstance(value, (int, float)):
             return None
         return float(value) / 6.0 if name.endswith("nees") else float(value)
+
+
+def _without_pose(report: Any) -> float | None:
+    """Of the frames that were shown, the share that got no pose; None where that is not in the report."""
+    if not isinstance(report, Mapping) or not isinstance(report.get("no_pose"), Mapping):
+        return None
+    refused = sum(report["no_pose"].values())
+    total = refused + int((report.get("errors") or {}).get("n", 0))
+    return refused / total if total else None
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ MODE_NAMES = {Mode.RGB_DEPTH.value: "both", Mode.RGB_ONLY.value: "RGB alone", Mo
 NOT_MEASURED = "-"
 ERRORS = {"mean_m": "mean (m)", "mean_deg": "mean (deg)", "median_m": "median (m)", "median_deg": "median (deg)"}
 FUSED = {"fused_m": "fused (m)", "fused_deg": "fused (deg)", "fused_nees": "fused NEES / 6"}
+NO_POSE = "no pose"
 COSTS = ("frame (ms)", "params (M)", "training (s)")
 FORMATS = {
     **dict.fromkeys(("mean_m", "median_m", "fused_m"), "{:.3f}"),
+    "no_pose": "{:.1%}",
     **dict.fromkeys(("mean_deg", "median_deg", "fused_deg", "nees", "fused_nees"), "{:.2f}"),
 }
 
@@ -51,7 +53,7 @@ def error_table(variants: Sequence[Variant], frames: str, count: int, costs: boo
         costs: whether the columns of cost are there.
     """
     rows: list[tuple[str, ...]] = []
-    names = (*ERRORS, "nees", *FUSED)
+    names = ("no_pose", *ERRORS, "nees", *FUSED)
     for variant in variants:
         first, cost = True, cost_cells(variant) if costs else ()
         for mode in MODE_NAMES:
@@ -65,7 +67,7 @@ def error_table(variants: Sequence[Variant], frames: str, count: int, costs: boo
             first = False
         if first:
             rows.append((variant.name, seeds(variant), *[NOT_MEASURED] * (len(names) + 2), *cost))
-    head = ("variant", "seeds", "sensors", *ERRORS.values(), "NEES / 6", *FUSED.values(), "odometry")
+    head = ("variant", "seeds", "sensors", NO_POSE, *ERRORS.values(), "NEES / 6", *FUSED.values(), "odometry")
     return Table(
         f"Errors of T_map_camera on the {count} {frames} frames, the network alone (mean, median) and fused with the "
         "filter (mean); ±: deviation over seeds",
@@ -90,12 +92,11 @@ def corruption_table(variants: Sequence[Variant], frames: str) -> Table:
     for variant in variants:
         modes = [mode for mode in MODE_NAMES if variant.number(frames, mode, INTACT, "mean_m") is not None]
         for corruption in CORRUPTIONS:
-            cells = (
-                [shown(variant.number(frames, modes[0], corruption, n), FORMATS[n]) for n in ERRORS] if modes else []
-            )
+            names = ("no_pose", *ERRORS)
+            cells = [shown(variant.number(frames, modes[0], corruption, n), FORMATS[n]) for n in names] if modes else []
             if any(cell != NOT_MEASURED for cell in cells):
                 rows.append((variant.name if corruption == INTACT else "", corruption, *cells))
-    head = ("variant", "corruption", *ERRORS.values())
+    head = ("variant", "corruption", NO_POSE, *ERRORS.values())
     return Table(
         "Corrupted input, all sensors of the variant (1: half of the shorter side masked, 2: missing)",
         head,
