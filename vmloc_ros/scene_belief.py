@@ -54,13 +54,6 @@ class Agreement:
         """Why a frame gets no pose, for a person; empty where it gets one."""
         if not self.solved_N[frame]:
             return "the scene does not fit the map: no pose agrees with what the cells of the image show"
-        if self.other_camera(limits)[frame]:
-            longer, right, down = self.change_N3[frame]
-            return (
-                "the scene does not fit camera_info: a camera with a focal length "
-                f"{np.exp(-longer):.2f} times as long and a principal point {right:+.2f} and {down:+.2f} focal lengths "
-                "further to the right and down would; is it the camera_info of this camera?"
-            )
         share, residual = float(self.share_N[frame]), float(self.residual_N[frame])
         if share < limits.least_share:
             return (
@@ -71,6 +64,13 @@ class Agreement:
             return (
                 f"the scene does not fit the map: the agreeing cells scatter {residual:.1f} times as widely as they "
                 f"claim, {limits.most_residual:.1f} times are believed"
+            )
+        if self.other_camera(limits)[frame]:
+            longer, right, down = self.change_N3[frame]
+            return (
+                "the scene does not fit camera_info: a camera with a focal length "
+                f"{np.exp(-longer):.2f} times as long and a principal point {right:+.2f} and {down:+.2f} focal lengths "
+                "further to the right and down would; is it the camera_info of this camera?"
             )
         return ""
 

@@ -3,8 +3,8 @@
 A cell agrees with a pose if it lies as near to it as most cells of validation frames lie to the truth. A frame is
 believed if as many of its cells agree as of frames that were localized rightly, and more than of frames that show no
 place of the map. Such strangers are made of the validation frames themselves, so that every training has them:
-mirrored, turned upside down, strips of frames from far apart side by side, one frame's picture with another's depth,
-and noise.
+mirrored left to right and top to bottom (turned upside down they are what a camera that hangs there sees), strips of
+frames from far apart side by side, one frame's picture with another's depth, and noise.
 """
 
 from __future__ import annotations
@@ -156,6 +156,10 @@ def _tolerance(readings: list[SceneReading], depth_NC: Tensor, T_N44: Array) -> 
     distance, reach = distance_NC.cpu().numpy()[known], (depth * length_NC).cpu().numpy()[known]
     if not len(distance):
         raise TrainingError("no validation frame has depth: when answers are believed cannot be measured")
+    said = np.isfinite(distance)
+    distance, reach = distance[said], reach[said]
+    if not len(distance):
+        return SceneLimits()  # not one answer is finite: nothing can be localized either
     parts = np.array_split(np.argsort(reach), RANGE_BINS)
     parts = [part for part in parts if len(part)]
     far = np.array([np.median(reach[part]) for part in parts])
@@ -237,7 +241,7 @@ def made_strangers(sights: Sights, T_N44: Array, low_m: float, high_m: float) ->
     rng = np.random.default_rng(SEED)
     strangers = {
         "mirrored": sights.changed(lambda images: images[:, :, ::-1]),
-        "upside_down": sights.changed(lambda images: images[:, ::-1, ::-1]),
+        "flipped": sights.changed(lambda images: images[:, ::-1]),
         "noise": Sights(
             None if sights.rgb_NHW3 is None else _noise(rng, sights.rgb_NHW3.shape, 0.0, 255.0).astype(np.uint8),
             None if sights.depth_NHW is None else _noise(rng, sights.depth_NHW.shape, low_m, high_m).astype(np.float32),
@@ -247,17 +251,19 @@ def made_strangers(sights: Sights, T_N44: Array, low_m: float, high_m: float) ->
     if far is not None:
         strangers["strips"] = sights.changed(lambda images: _strips(images, far))
         if sights.rgb_NHW3 is not None and sights.depth_NHW is not None:
-            strangers["other_depth"] = Sights(sights.rgb_NHW3, sights.depth_NHW[far])
+            strangers["other_depth"] = Sights(sights.rgb_NHW3, sights.depth_NHW[far[-1]])
     return strangers
 
 
 def _far_frames(T_N44: Array) -> NDArray[np.int64] | None:
-    """For every frame another one that was taken far from it; None where there are too few."""
+    """For every frame as many others as there are strips (STRIPS, N), taken far from it, the farthest last; None where
+    there are too few."""
     if len(T_N44) < 2 * STRIPS:
         return None
     positions = T_N44[:, :3, 3]
     distance = np.linalg.norm(positions[:, None] - positions, axis=2)
-    return np.asarray(np.argsort(distance, axis=1, kind="stable")[:, round(0.75 * (len(T_N44) - 1))])
+    ranks = np.linspace(0.5, 1.0, STRIPS) * (len(T_N44) - 1)
+    return np.asarray(np.argsort(distance, axis=1, kind="stable")[:, np.rint(ranks).astype(int)].T)
 
 
 def _strips(images: NDArray[Any], far: NDArray[np.int64]) -> NDArray[Any]:
@@ -265,11 +271,9 @@ def _strips(images: NDArray[Any], far: NDArray[np.int64]) -> NDArray[Any]:
     result = images.copy()
     edges = np.linspace(0, images.shape[2], STRIPS + 1).round().astype(int)
     width = int(np.diff(edges).min())
-    frames = np.arange(len(images))
-    for number in range(STRIPS):
+    for number, frames in enumerate(far):
         source = edges[(number + 1) % STRIPS]
         result[:, :, edges[number] : edges[number] + width] = images[frames, :, source : source + width]
-        frames = far[frames]
     return result
 
 
