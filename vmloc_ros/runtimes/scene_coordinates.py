@@ -21,8 +21,9 @@ from vmloc_ros.scene_alignment import Alignment, AlignmentSettings, Cells, align
 from vmloc_ros.scene_belief import Agreement, agreement
 from vmloc_ros.types import Modality, Mode
 
-CLOSE = 0.3
-"""Most cells lie this much nearer to the right pose than the farthest that still agree with it."""
+CLOSE_WITH_DEPTH, CLOSE_WITHOUT = 0.5, 1.0
+"""Most cells lie this much nearer to the right pose than the farthest that still agree with it. Chosen on validation
+drives of a town and a kitchen."""
 UNMEASURED_INLIER = 0.06
 """Before a card has measured it, cells agree that lie within this share of the map's scale."""
 
@@ -118,7 +119,8 @@ class SceneRuntime:
         limits = self.limits(mode)
         if limits is None:
             return AlignmentSettings(inlier_m=UNMEASURED_INLIER * self._scale_m)
-        return AlignmentSettings(inlier_m=limits.inlier_m, inlier_share=limits.inlier_share, close=CLOSE)
+        close = CLOSE_WITHOUT if mode is Mode.RGB_ONLY else CLOSE_WITH_DEPTH
+        return AlignmentSettings(inlier_m=limits.inlier_m, inlier_share=limits.inlier_share, close=close)
 
     def infer(self, rgb_NHW3: NDArray[np.uint8] | None, depth_NHW: NDArray[np.floating] | None) -> RawPoses:
         """See `Runtime`. The scatter is the inverse of the information at the solution.
