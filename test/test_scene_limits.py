@@ -171,7 +171,7 @@ def test_depth_without_a_return_or_without_a_shape() -> None:
 
 def agreement_of(share: float, residual: float = 1.0, change: float = 0.0, solved: bool = True) -> Agreement:
     numbers = np.array([share]), np.array([residual]), np.array([solved])
-    return Agreement(*numbers, np.array([[change, 0.0, 0.0]]), np.array([1.0]))
+    return Agreement(*numbers, np.array([[change, 0.0, 0.0]]), np.array([1.0]), np.ones(1))
 
 
 @given(st.floats(0.0, 1.0), st.floats(0.0, 30.0), st.floats(-0.5, 0.5), st.booleans())

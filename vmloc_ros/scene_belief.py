@@ -32,6 +32,7 @@ class Agreement:
         residual_N: size of the agreeing cells' residuals, in units of their own deviations; infinite without a pose.
         solved_N: whether the solver has found a pose at all.
         change_N3, surprise_N: by how much another camera would fit better, see `scene_camera`.
+        usable_N: share of the image's cells that count: below 1 where a camera sees less than the training's.
     """
 
     share_N: Array
@@ -39,6 +40,7 @@ class Agreement:
     solved_N: NDArray[np.bool_]
     change_N3: Array
     surprise_N: Array
+    usable_N: Array
 
     def refused(self, limits: SceneLimits) -> NDArray[np.bool_]:
         """Which frames get no pose (N,)."""
@@ -46,9 +48,13 @@ class Agreement:
         return np.asarray(~(self.solved_N & enough_N) | self.other_camera(limits))
 
     def other_camera(self, limits: SceneLimits) -> NDArray[np.bool_]:
-        """Which frames another camera than that of camera_info would explain much better (N,)."""
-        changed_N = (np.abs(self.change_N3) > np.array(limits.most_camera_change)).any(axis=1)
-        return np.asarray(self.solved_N & (changed_N | (self.surprise_N > limits.most_camera_surprise)))
+        """Which frames another camera than that of camera_info would explain much better (N,).
+
+        The limits are those of whole images; fewer cells tell a camera less exactly.
+        """
+        wider_N = 1.0 / np.sqrt(np.maximum(self.usable_N, 1e-3))
+        changed_N = (np.abs(self.change_N3) > wider_N[:, None] * np.array(limits.most_camera_change)).any(axis=1)
+        return np.asarray(self.solved_N & (changed_N | (self.surprise_N > wider_N * limits.most_camera_surprise)))
 
     def reason(self, frame: int, limits: SceneLimits) -> str:
         """Why a frame gets no pose, for a person; empty where it gets one."""
@@ -102,6 +108,7 @@ def agreement(
         found.solved_B.cpu().numpy(),
         fit.change_N3.cpu().numpy(),
         fit.surprise_N.cpu().numpy(),
+        cells.usable_BN.double().mean(dim=1).cpu().numpy(),
     )
 
 

@@ -37,7 +37,7 @@ MOST_FRAMES, MOST_STRANGERS = 200, 32
 AGREEING_SHARE = 0.78
 """Of the cells of validation frames, this share lies nearer to the truth than a cell that agrees may."""
 RANGE_BINS = 6
-RIGHT = 4.0
+RIGHT = 8.0
 """A validation frame is localized rightly if its errors are below this many times the median's."""
 CAMERA_MARGIN, LEAST_CHANGE, LEAST_SURPRISE = 1.3, 0.04, 6.0
 """A frame's cells may ask for another camera by so many times as much as 99 % of frames localized rightly do, and by so
