@@ -14,7 +14,7 @@ pytest.importorskip("rclpy", reason="needs a ROS 2 client library")
 pytest.importorskip("vmloc_msgs", reason="needs the message package vmloc_msgs")
 
 from vmloc_ros.bags import BagReader
-from vmloc_ros.commands.demo import DemoPlan, DemoResult, prepare_folder, run_demo
+from vmloc_ros.commands.demo import DEMO_MODEL, DemoPlan, DemoResult, prepare_folder, run_demo
 from vmloc_ros.commands.live_view import LiveView
 from vmloc_ros.commands.localize import run_localize
 from vmloc_ros.commands.processes import Child
@@ -32,7 +32,7 @@ PLAN = DemoPlan(
 
 @pytest.fixture(scope="module")
 def model(project_root: Path) -> Path:
-    return project_root / "models" / "town"
+    return project_root / "models" / DEMO_MODEL
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vmloc_ros.bags import BagReader, BagWriter
 from vmloc_ros.commands.convert import run_convert
-from vmloc_ros.commands.demo import DemoPlan
+from vmloc_ros.commands.demo import DEMO_MODEL, DemoPlan
 from vmloc_ros.commands.localize import run_localize
 from vmloc_ros.commands.town import run_town
 from vmloc_ros.datasets.town_drive import LOOP_DRIFT
@@ -47,7 +47,7 @@ def test_the_main_job_with_the_odometry_of_loop(project_root: Path, tmp_path: Pa
     )
     run_convert("town", tmp_path / "town", tmp_path / "whole", progress=False)
     bag = without(tmp_path / "whole", tmp_path / "bag", plan.outages)
-    report = run_localize(bag, project_root / "models" / "town", tmp_path / "run", plots=False, progress=False).report
+    report = run_localize(bag, project_root / "models" / DEMO_MODEL, tmp_path / "run", plots=False, progress=False).report
     assert report.network is not None
     assert report.odometry is not None
     assert report.fused is not None

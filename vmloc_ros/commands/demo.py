@@ -30,6 +30,7 @@ from vmloc_ros.trajectory import NANOSECONDS
 from vmloc_ros.types import EventKind
 
 INPUT, OUTPUTS, TOWN, LOGS = "input", "outputs", "town", "logs"
+DEMO_MODEL = "town_scene"
 PLAN, PARAMS, PLAYED = "demo.yaml", "localizer.yaml", "played.json"
 TOPICS = ("/localizer/status", "/localizer/pose", "/localizer/network_pose", "/localizer/path", "/tf", "/tf_static",
           "/diagnostics", "/odom")  # fmt: skip
@@ -147,9 +148,11 @@ def packaged_model() -> Path:
     prefixes = [prefix for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if prefix]
     folders = [Path(__file__).resolve().parents[2], *(Path(prefix) / "share" / "vmloc_ros" for prefix in prefixes)]
     for folder in folders:
-        if (folder / "models" / "town" / "card.yaml").is_file():
-            return folder / "models" / "town"
-    raise SetupError("models/town: the demo's model is not there; train it (docs/models.md) or give one with --model")
+        if (folder / "models" / DEMO_MODEL / "card.yaml").is_file():
+            return folder / "models" / DEMO_MODEL
+    raise SetupError(
+        f"models/{DEMO_MODEL}: the demo's model is not there; train it (docs/models.md) or give one with --model"
+    )
 
 
 def prepare_folder(out: Path, plan: DemoPlan, model: Path) -> None:
