@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from painted_world import CONFIG, SIGMA_M, pose_at, reader, store_of
+from painted_world import CONFIG, SIGMA_M, localizer_of, pose_at, reader, store_of
 from pictures import NORMALISATION
 
-from vmloc_ros.commands.trained_model import check_answers
+from vmloc_ros.commands.trained_model import check_answers, credulous_lines
 from vmloc_ros.errors import TrainingError
 from vmloc_ros.geometry import Array
 from vmloc_ros.networks.scene_coordinates_config import SceneCard, SceneLimits
@@ -110,6 +110,16 @@ def test_too_few_answers_cannot_be_calibrated() -> None:
     with pytest.raises(TrainingError, match="RGB_ONLY: 3 of 43 validation frames get a pose, and 20 are needed"):
         check_answers({Mode.RGB_ONLY: errors}, 20)
     check_answers({Mode.RGB_ONLY: errors}, 3)
+
+
+def test_a_mode_that_believes_strangers_is_named(store: SampleStore, limits: SceneLimits) -> None:
+    card = localizer_of(reader(), store).card
+    assert credulous_lines(card) == []
+    fooled = limits.model_copy(update={"strangers": {"mirrored": 0.9, "noise": 0.0}})
+    scene = SceneCard(limits={"RGB_ONLY": fooled, "RGB_DEPTH": limits})
+    (line,) = credulous_lines(card.model_copy(update={"scene": scene}))
+    assert "RGB_ONLY" in line
+    assert "mirrored 0.90" in line
 
 
 # ---------------------------------------------------------------------------------------------------------- strangers

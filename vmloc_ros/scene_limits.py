@@ -37,6 +37,8 @@ MOST_FRAMES, MOST_STRANGERS = 200, 32
 AGREEING_SHARE = 0.78
 """Of the cells of validation frames, this share lies nearer to the truth than a cell that agrees may."""
 RANGE_BINS = 6
+MOST_OF_SCALE, MOST_SHARE = 0.5, 0.15
+"""Cells that lie farther off than this share of the map's scale, and of their distance, agree with nothing."""
 RIGHT = 8.0
 """A validation frame is localized rightly if its errors are below this many times the median's."""
 CAMERA_MARGIN, LEAST_CHANGE, LEAST_SURPRISE = 1.3, 0.04, 6.0
@@ -80,7 +82,8 @@ def measure_scene(runtime: SceneRuntime, store: SampleStore, samples: NDArray[np
             continue
         able = able[:: -(-len(able) // MOST_FRAMES)]
         readings = _read(runtime, _sights(runtime, store, able, rgb, depth))
-        limits = _tolerance(readings, _depth_of_cells(runtime, store, able), store.T_map_camera[able])
+        depth_NC = _depth_of_cells(runtime, store, able)
+        limits = _tolerance(readings, depth_NC, store.T_map_camera[able], MOST_OF_SCALE * runtime.scale_m)
         card = runtime.scene = card.model_copy(update={"limits": card.limits | {mode.value: limits}})
         limits = _judged(runtime, mode, readings, store.T_map_camera[able], limits)
         few = able[:: -(-len(able) // MOST_STRANGERS)]
@@ -139,10 +142,11 @@ def _depth_of_cells(runtime: SceneRuntime, store: SampleStore, samples: NDArray[
     return runtime.cell_depths(depth)
 
 
-def _tolerance(readings: list[SceneReading], depth_NC: Tensor, T_N44: Array) -> SceneLimits:
-    """Within how much of the truth most cells lie, nearby and per metre of distance.
+def _tolerance(readings: list[SceneReading], depth_NC: Tensor, T_N44: Array, most_m: float) -> SceneLimits:
+    """Within how much of the truth most cells lie, nearby (at most `most_m`) and per metre of distance.
 
-    Cells that the network is shown without depth are judged across their rays, as the solver does.
+    Cells that the network is shown without depth are judged across their rays, as the solver does. Where an expert has
+    not learnt the map the tolerance stays that of one which has: else its cells would agree with any pose.
     """
     cells, T = _joined(readings), torch.from_numpy(T_N44).to(depth_NC.device)
     away_NC3 = (cells.points_BN3.double() - T[:, None, :3, 3]) @ T[:, :3, :3]
@@ -166,7 +170,9 @@ def _tolerance(readings: list[SceneReading], depth_NC: Tensor, T_N44: Array) -> 
     most = np.array([np.quantile(distance[part], AGREEING_SHARE) for part in parts])
     # A far bin must not decide about a near one: relative errors are what is fitted.
     (base, slope), _ = nnls(np.stack([1.0 / most, far / most], axis=1), np.ones(len(most)))
-    return SceneLimits(inlier_m=max(float(base), 1e-3), inlier_share=float(slope), frames=len(T_N44))
+    return SceneLimits(
+        inlier_m=float(np.clip(base, 1e-3, most_m)), inlier_share=min(float(slope), MOST_SHARE), frames=len(T_N44)
+    )
 
 
 def _judged(

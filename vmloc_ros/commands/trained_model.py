@@ -70,7 +70,7 @@ def finish(
     judged_samples = train_samples if on_training else validation_samples
     measure_belief(runtime, store, judged_samples)
     errors = validate(runtime, config.network, store, judged_samples)
-    check_answers(errors, min(config.calibration.min_frames, len(judged_samples)))
+    check_answers(errors, min(config.calibration.min_frames, len(judged_samples)) // 2)  # a few may be refused
     neighbours: dict[Mode, Neighbours] = {}
     if config.calibration.neighbours and not on_training:  # a training frame is its own nearest neighbour
         neighbours = measure_neighbours(runtime, config.network, store, train_samples)
@@ -212,6 +212,7 @@ def score_lines(card: ModelCard) -> str:
     """The scores as text, one line per mode; then how true the covariances are, and the scores on test data."""
     lines = [f"scores on {card.scores['on']}:", *_error_lines(card, card.scores)]
     lines += calibration_lines(card.calibration)
+    lines += credulous_lines(card)
     tested = card.scores.get("test")
     if tested:
         lines += [f"scores on {tested['frames']} test frames:", *_error_lines(card, tested)]
@@ -219,6 +220,19 @@ def score_lines(card: ModelCard) -> str:
             if "covariance" in tested.get(mode.value, {}):
                 lines.append(f"  {mode.value:10s} {judgement_text(Judgement(**tested[mode.value]['covariance']))}")
     return "\n".join(lines)
+
+
+def credulous_lines(card: ModelCard) -> list[str]:
+    """A warning for every mode that cannot tell strangers from frames of the map (see `scene_limits`)."""
+    lines = []
+    for mode, limits in (card.scene.limits if card.scene else {}).items():
+        fooled = [f"{kind} {share:.2f}" for kind, share in limits.strangers.items() if share > limits.least_share]
+        if fooled:
+            lines.append(
+                f"warning: {mode} believes frames of no place of the map: {limits.least_share:.2f} of the cells must "
+                f"agree, and on made-up frames they do ({', '.join(fooled)}); train longer, or with more frames"
+            )
+    return lines
 
 
 def _error_lines(card: ModelCard, scores: dict[str, Any]) -> list[str]:

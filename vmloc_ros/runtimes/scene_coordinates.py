@@ -85,6 +85,7 @@ class SceneRuntime:
 
     Attributes:
         scene: limits that decide whether cells agree; None before they have been measured (in training).
+        scale_m: metres of a network unit.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class SceneRuntime:
         self.config = network.config
         self._network = network
         self._normalisation = normalisation
-        self._scale_m = network.scale_m
+        self.scale_m = network.scale_m
 
     def limits(self, mode: Mode) -> SceneLimits | None:
         """When an answer in a mode is believed; None where that has not been measured."""
@@ -118,7 +119,7 @@ class SceneRuntime:
         """What the solver is told for frames of a mode."""
         limits = self.limits(mode)
         if limits is None:
-            return AlignmentSettings(inlier_m=UNMEASURED_INLIER * self._scale_m)
+            return AlignmentSettings(inlier_m=UNMEASURED_INLIER * self.scale_m)
         close = CLOSE_WITHOUT if mode is Mode.RGB_ONLY else CLOSE_WITH_DEPTH
         return AlignmentSettings(inlier_m=limits.inlier_m, inlier_share=limits.inlier_share, close=close)
 
@@ -207,7 +208,7 @@ class SceneRuntime:
         )
         nowhere = np.eye(4)
         nowhere[:3, 3] = self._normalisation.position_mean_m
-        T_N44[~solved_N], information_N66[~solved_N] = nowhere, np.eye(6) / self._scale_m**2
+        T_N44[~solved_N], information_N66[~solved_N] = nowhere, np.eye(6) / self.scale_m**2
         scatter_N66 = np.asarray(np.linalg.inv(information_N66), dtype=float)
         return RawPoses(T_N44, scatter_N66, reading.shares, reading.context_ND, refused_N)
 
