@@ -15,19 +15,19 @@ PACKAGE = PROJECT / "vmloc_ros"
 # By a module's name, or its folder's.
 LAYERS = {
     0: "errors geometry config types files reasons",
-    1: "buffers camera images clouds fitting resampling projection novel_views accumulation trajectory odometry increments "
-    "odometry_model filter consistency relocalization moment replay history fusion saved_pose monitor metrics messages "
-    "pairing clock extrinsics parameter_file uncertainty neighbours covariance_fit corruption correlation heavy_tails "
-    "error_model map_odom_limit latent odometry_drift",
+    1: "buffers camera images clouds fitting resampling projection novel_views accumulation trajectory odometry "
+    "increments odometry_model filter consistency relocalization moment replay history fusion saved_pose "
+    "monitor metrics messages pairing clock extrinsics parameter_file uncertainty neighbours covariance_fit "
+    "corruption correlation heavy_tails error_model map_odom_limit latent odometry_drift",
     2: "datasets networks losses scene_hypotheses scene_alignment",
-    3: "checkpoint training training_config training_state machines weight_average augmentation trunk_weights official "
-    "validation calibration neighbour_file split samples batches objective clips learning objectives "
-    "vlocnet_objective generative_objective scene_objective scene_cells scene_camera scene_belief scene_limits pose_graph_config "
-    "localizer localizers runtimes pose_graph following network_odometry "
-    "frame_source frame_queue assembly outputs diary pose_keeper pipeline "
-    "bags bag_messages bag_writer bag_recording recordings sample_pieces piece_workers division preparation "
-    "progress evaluation run_log run_outputs report retrieval comparison comparison_tables "
-    "plots plots_evaluation plots_reliability plots_worst plots_comparison plots_tracking plots_scene",
+    3: "checkpoint training training_config training_state machines weight_average augmentation trunk_weights "
+    "official validation calibration neighbour_file split samples batches objective clips learning objectives "
+    "vlocnet_objective generative_objective scene_objective scene_cells scene_camera scene_belief "
+    "scene_limits pose_graph_config localizer localizers runtimes pose_graph following network_odometry "
+    "frame_source frame_queue assembly outputs diary pose_keeper pipeline bags bag_messages bag_writer "
+    "bag_recording recordings sample_pieces piece_workers division preparation progress evaluation run_log "
+    "run_outputs report retrieval comparison comparison_tables plots plots_evaluation plots_reliability "
+    "plots_worst plots_comparison plots_tracking plots_scene",
     4: "commands cli ros",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

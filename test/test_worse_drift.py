@@ -47,7 +47,8 @@ def test_the_main_job_with_the_odometry_of_loop(project_root: Path, tmp_path: Pa
     )
     run_convert("town", tmp_path / "town", tmp_path / "whole", progress=False)
     bag = without(tmp_path / "whole", tmp_path / "bag", plan.outages)
-    report = run_localize(bag, project_root / "models" / DEMO_MODEL, tmp_path / "run", plots=False, progress=False).report
+    model = project_root / "models" / DEMO_MODEL
+    report = run_localize(bag, model, tmp_path / "run", plots=False, progress=False).report
     assert report.network is not None
     assert report.odometry is not None
     assert report.fused is not None

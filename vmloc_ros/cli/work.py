@@ -16,7 +16,7 @@ from vmloc_ros.cli.options import Config, Json, RecordingFormat, parsed_options,
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("out/demo"),
-    model: Annotated[Path | None, typer.Option(help="Trained model; by default the town's own, models/town_scene.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Trained model; by default models/town_scene.")] = None,
     worse_drift: Annotated[bool, typer.Option(help="Odometry as bad as RobotCar's LOOP.")] = False,
     json: Json = None,
 ) -> None:
