@@ -106,7 +106,9 @@ class ColourReader:
 
     def ask(self, pictures: Mapping[str, NDArray[np.generic]]) -> Mapping[str, Tensor]:
         """See `CellNetwork`."""
-        colours = torch.from_numpy(np.array(pictures["rgb"])).double() + 0.5
+        # Depth says nothing of colours: without a picture every cell is taken for the same grey place.
+        picture = pictures["rgb"] if "rgb" in pictures else np.full((*pictures["depth"].shape, 3), 90, np.uint8)
+        colours = torch.from_numpy(np.array(picture)).double() + 0.5
         rows, columns = CONFIG.grid
         cells = colours.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).mean(dim=(2, 4)).flatten(1, 2)
         points = torch.from_numpy(LOW) + torch.from_numpy(SIZE) * cells / 255.0

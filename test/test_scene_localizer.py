@@ -225,6 +225,47 @@ def test_what_the_network_cannot_say_counts_against_the_frame(
         assert "does not fit the map" in refusal_of(localizer, frame)
 
 
+@pytest.mark.parametrize(
+    ("rgb", "depth", "expected"),
+    [
+        (None, 0.0, Mode.DEPTH_ONLY),  # a covered camera
+        (0.01, 0.0, Mode.DEPTH_ONLY),  # both know the place
+        (2.0, 0.0, None),  # two places: one of them is wrong
+        (0.0, None, None),  # the camera alone is bad at noticing a wrong camera_info
+        (None, None, None),
+    ],
+)
+def test_depth_may_know_what_both_together_do_not(
+    localizer: SceneLocalizer,
+    monkeypatch: pytest.MonkeyPatch,
+    rgb: float | None,
+    depth: float | None,
+    expected: Mode | None,
+) -> None:
+    """`rgb`, `depth`: how far from the truth each alone puts the camera; None: refused."""
+    frame = frame_of(pose_at(0.5))
+    known = pose_of(localizer, frame)
+
+    def answer(stamp_ns: int, seen: Pictures) -> PoseEstimate | NoPose:
+        off = {Mode.RGB_ONLY: rgb, Mode.DEPTH_ONLY: depth}.get(seen.mode)
+        if off is None:
+            return NoPose(stamp_ns, f"{seen.mode} is refused")
+        T = pose_at(0.5)
+        T[0, 3] += off
+        return replace(known, T_map_camera=T, cov_66=1e-4 * np.eye(6), mode=seen.mode)
+
+    network = localizer.card.network.model_copy(update={"modalities": ["rgb", "depth"]})
+    monkeypatch.setattr(localizer, "card", localizer.card.model_copy(update={"network": network}))
+    monkeypatch.setattr(localizer, "_answer", answer)
+    found = localizer.localize(frame)
+    if expected is None:
+        assert isinstance(found, NoPose)
+        assert found.reason == "RGB_DEPTH is refused"
+    else:
+        assert isinstance(found, PoseEstimate)
+        assert found.mode is expected
+
+
 def test_a_card_without_limits_is_refused(localizer: SceneLocalizer) -> None:
     with pytest.raises(CheckpointError, match="scene"):
         SceneLocalizer(localizer.card.model_copy(update={"scene": None}), SceneRuntime(reader(), NORMALISATION))
