@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import shutil
 import zipfile
@@ -16,7 +17,17 @@ from hypothesis import strategies as st
 from pictures import NORMALISATION, TINY, card_of
 from safetensors.torch import save, save_file
 
-from vmloc_ros.checkpoint import CARD, WEIGHTS, fill_network, load_card, load_model, read_tensors, save_model
+from vmloc_ros.checkpoint import (
+    CARD,
+    SCALE,
+    WEIGHTS,
+    fill_network,
+    load_card,
+    load_model,
+    read_tensors,
+    save_model,
+    stored,
+)
 from vmloc_ros.config import parse
 from vmloc_ros.errors import CheckpointError
 from vmloc_ros.networks.config import NetworkConfig
@@ -49,6 +60,38 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     network = VMLoc(card.network)
     fill_network(network, tensors, tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), weights.values(), strict=True))
+
+
+def test_bytes_are_within_half_a_step_of_each_row_and_stay_what_they_are(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    weights = VMLoc(CONFIG).state_dict()
+    card = card_of(CONFIG, NORMALISATION)
+    first = save_model(tmp_path / "a", weights, card, "int8")
+    _, tensors = load_model(tmp_path / "a")
+    assert set(tensors) == set(weights)
+    for name, tensor in weights.items():
+        assert torch.equal(tensors[name], stored(tensor, "int8"))
+        if tensor.ndim < 2:
+            assert torch.equal(tensors[name], tensor)
+            continue
+        rows, kept = tensor.flatten(1), tensors[name].flatten(1)
+        step = rows.abs().amax(dim=1, keepdim=True) / 127.0
+        assert bool(((rows - kept).abs() <= 0.501 * step).all())
+    assert save_model(tmp_path / "b", tensors, card, "int8").sha256 == first.sha256
+    kept, _ = read_tensors(tmp_path / "a" / WEIGHTS)
+    assert all((kept[name].dtype is torch.int8) == (tensor.ndim >= 2) for name, tensor in weights.items())
+
+
+def test_bytes_without_their_scales_are_refused(tmp_path: Path) -> None:
+    saved = save_model(tmp_path, VMLoc(CONFIG).state_dict(), card_of(CONFIG, NORMALISATION), "int8")
+    tensors, _ = read_tensors(tmp_path / WEIGHTS)
+    scales = [name for name in tensors if name.endswith(SCALE)]
+    content = save({name: tensor for name, tensor in tensors.items() if name != scales[0]})
+    (tmp_path / WEIGHTS).write_bytes(content)
+    card = saved.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
+    (tmp_path / CARD).write_text(yaml.safe_dump(card.model_dump(mode="json")))
+    with pytest.raises(CheckpointError, match="no scale"):
+        load_model(tmp_path)
 
 
 def test_half_precision_is_of_matrices_only(model: Path) -> None:

@@ -39,6 +39,9 @@ METRICS = "metrics.csv"
 RETRIEVAL = "retrieval.safetensors"
 NEIGHBOURS = "neighbours.safetensors"
 MAX_HEADER_BYTES = 100_000_000
+SCALE = ":scale"
+"""After the name of a matrix that is stored in bytes: its scales."""
+StorageName = Literal["float32", "float16", "int8"]
 
 
 class CameraCard(StrictModel):
@@ -160,27 +163,72 @@ class ModelCard(StrictModel):
         return PinholeIntrinsics(**self.training_camera.model_dump())
 
 
-def save_model(
-    folder: Path, tensors: Mapping[str, Tensor], card: ModelCard, storage: Literal["float32", "float16"]
-) -> ModelCard:
+def save_model(folder: Path, tensors: Mapping[str, Tensor], card: ModelCard, storage: StorageName) -> ModelCard:
     """Writes weights and card, each atomically; returns the card with the weights' hash.
 
-    With `float16` the matrices (two dimensions and more) are stored in half precision, vectors in single.
+    With `float16` the matrices (two dimensions and more) are stored in half precision, with `int8` in bytes and a scale
+    for each row; vectors in single.
     """
-    content = save_safetensors(
-        {name: stored(tensor, storage) for name, tensor in tensors.items()},
-        metadata={"architecture": card.network.architecture},
-    )
+    kept: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        kept[name] = stored(tensor, storage)
+        if storage == "int8" and is_matrix(tensor):
+            kept[name], kept[name + SCALE] = in_bytes(tensor)
+    content = save_safetensors(kept, metadata={"architecture": card.network.architecture})
     card = card.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
     files.write_bytes(folder / WEIGHTS, content)
     files.write_yaml(folder / CARD, card.model_dump(mode="json"))
     return card
 
 
-def stored(tensor: Tensor, storage: Literal["float32", "float16"]) -> Tensor:
-    """A tensor as the file holds it."""
+def stored(tensor: Tensor, storage: StorageName) -> Tensor:
+    """A tensor with the numbers that the file holds; with `int8` as what they are read as, in single precision."""
     tensor = tensor.detach().cpu().contiguous()
-    return tensor.half() if storage == "float16" and tensor.is_floating_point() and tensor.ndim >= 2 else tensor
+    if storage == "float32" or not is_matrix(tensor):
+        return tensor
+    return tensor.half() if storage == "float16" else from_bytes(*in_bytes(tensor))
+
+
+def is_matrix(tensor: Tensor) -> bool:
+    """Whether a tensor is stored in fewer bits: kernels and matrices, not vectors and counts."""
+    return tensor.is_floating_point() and tensor.ndim >= 2
+
+
+def in_bytes(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix as whole numbers from -127 to 127 and a scale for each row (of the first dimension).
+
+    What was read from bytes gives the same bytes again.
+    """
+    rows = tensor.detach().cpu().float().contiguous()
+    scale = rows.flatten(1).abs().amax(dim=1).clamp_min(1e-30) / 127.0
+    whole = torch.round(rows / scale.reshape(-1, *[1] * (rows.ndim - 1))).clamp(-127.0, 127.0)
+    return whole.to(torch.int8), scale
+
+
+def from_bytes(whole: Tensor, scale: Tensor) -> Tensor:
+    """The matrix again, in single precision."""
+    return whole.float() * scale.reshape(-1, *[1] * (whole.ndim - 1))
+
+
+def _restored(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors of a file in single precision, whatever they were stored in.
+
+    Raises:
+        CheckpointError: bytes without a scale, or with one of another size.
+    """
+    result = {}
+    for name, tensor in tensors.items():
+        if name.endswith(SCALE):
+            continue
+        if tensor.dtype is torch.int8:
+            scale = tensors.get(name + SCALE)
+            if scale is None or scale.shape != tensor.shape[:1]:
+                raise CheckpointError(
+                    f"{path}: {name!r} is stored in bytes, but has no scale for each row; copy it again"
+                )
+            tensor = from_bytes(tensor, scale)
+        result[name] = tensor.float() if tensor.dtype is torch.float16 else tensor
+    return result
 
 
 def load_card(folder: Path) -> ModelCard:
@@ -246,7 +294,7 @@ def load_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
         raise CheckpointError(
             f"{path}: its sha256 is not the one in {CARD}; they are of different trainings: copy both again"
         )
-    return card, {name: tensor.float() if tensor.dtype is torch.float16 else tensor for name, tensor in tensors.items()}
+    return card, _restored(tensors, path)
 
 
 def fill_network(network: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:

@@ -289,8 +289,10 @@ class TrainingConfig(StrictModel):
     device: str = Field("cpu", description="cpu, cuda or auto (Lightning Fabric's accelerator).")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", description="Lightning Fabric's.")
     threads: int = Field(0, ge=0, description="CPU threads; 0: all cores.")
-    storage: Literal["float32", "float16"] = Field(
-        "float16", description="How the model's matrices are stored; scores and calibration are of the stored numbers."
+    storage: Literal["float32", "float16", "int8"] = Field(
+        "float16",
+        description="How the model's matrices are stored, int8 with a scale for each row; scores and calibration are "
+        "of the stored numbers.",
     )
     data: DataConfig = Field(default_factory=DataConfig)
     localizer: LocalizerConfig = Field(
