@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -12,11 +13,9 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +30,8 @@ from vmloc_ros.datasets.base import Recording
 from vmloc_ros.datasets.parts import WHOLE, Part
 from vmloc_ros.datasets.robotcar import RobotCarRecording
 from vmloc_ros.division import divide
-from vmloc_ros.errors import DatasetError, TrainingError
+from vmloc_ros.errors import DatasetError, SavedPoseError, TrainingError
+from vmloc_ros.piece_workers import Job, Work
 from vmloc_ros.preparation import prepare, process_count
 from vmloc_ros.recordings import open_any
 from vmloc_ros.samples import DEPTH, RGB, SampleStore, build_store
@@ -298,31 +298,83 @@ def test_a_process_ended_by_the_system_is_one_line(town: Path, tmp_path: Path, s
     )
 
 
-class Breaking:
-    """A pool that takes one job, and whose handles are closed when the next one comes."""
-
-    def __init__(self, first: Future[int]) -> None:
-        self._jobs = [first]
-
-    def submit(self, *job: object) -> Future[int]:
-        if self._jobs:
-            return self._jobs.pop()
-        raise OSError("handle is closed")
+KILLED_PROCESS = """
+import multiprocessing, os, signal
+from pathlib import Path
+from typing import Any, cast
+from vmloc_ros import piece_workers
+from vmloc_ros.datasets.parts import WHOLE
+from vmloc_ros.errors import TrainingError
 
 
-def test_a_process_that_dies_while_another_is_started_breaks_the_pool() -> None:
-    dead: Future[int] = Future()
-    dead.set_exception(BrokenProcessPool("a process died"))
-    jobs = [cast(Any, None)] * 3
-    with pytest.raises(BrokenProcessPool):
-        piece_workers._submitted(cast(Any, Breaking(dead)), jobs)
-    with pytest.raises(OSError, match="handle is closed"):
-        piece_workers._submitted(cast(Any, Breaking(Future())), jobs)
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Opener:
+    def __init__(self, large):
+        self.large = large
+
+    def __call__(self):
+        die()
+
+    def __setstate__(self, state):
+        if WHEN == "told":
+            die()
+        self.__dict__.update(state)
+
+
+if __name__ == "__mp_main__" and WHEN == "start" and multiprocessing.current_process().name.endswith("-1"):
+    die()
+if __name__ == "__main__":
+    work = piece_workers.Work(["a"], cast(Any, None), (3, 4), "key", 0)
+    jobs = [piece_workers.Job(0, WHOLE, Path("nowhere") / str(index)) for index in range(5)]
+    try:
+        piece_workers.make_in_processes(work, [Opener(bytes(1_000_000))], jobs, 2, 7, print)
+    except TrainingError as error:
+        print(error)
+    print(len(multiprocessing.active_children()), "left")
+"""
+
+
+@pytest.mark.parametrize("when", ["start", "told", "work"])
+def test_a_process_may_be_killed_at_any_moment(tmp_path: Path, when: str) -> None:
+    """Before it has read what it is to do (more than a pipe holds), while it reads that, and at work."""
+    path = tmp_path / "killed.py"
+    path.write_text(f"WHEN = {when!r}\n{KILLED_PROCESS}")
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    run = subprocess.run(
+        [sys.executable, str(path)], env=environment, check=False, timeout=200, capture_output=True, text=True
+    )
+    (line, left) = run.stdout.splitlines()
+    assert "ended by the system" in line, run.stderr
+    assert "2 of 7 pieces are finished" in line
+    assert left == "0 left"
+    assert run.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (DatasetError("a.csv: is cut short"), DatasetError),
+        (SavedPoseError("a.yaml: is of another model", "model"), RuntimeError),  # it can be sent, and not be received
+    ],
+)
+def test_every_error_can_be_read_by_who_started_the_process(error: Exception, expected: type[Exception]) -> None:
+    def failing() -> Recording:
+        raise error
+
+    worker = piece_workers._Worker(Work(["a"], LocalizerConfig(), (3, 4), "key", 0), [failing])
+    ours, theirs = multiprocessing.Pipe()
+    with ours, theirs:
+        theirs.send(piece_workers._answer(worker, Job(0, WHOLE, Path("nowhere"))))
+        answer = ours.recv()
+    assert type(answer) is expected
+    assert str(error) in str(answer)
+    assert "in failing" in "\n".join([str(answer), *getattr(answer, "__notes__", [])])  # the place
 
 
 def test_how_many_processes(town: Path) -> None:
-    from vmloc_ros.piece_workers import Job
-
     recordings = opened(town, recipe())
     jobs = [Job(0, WHOLE, Path("a")), Job(1, WHOLE, Path("b")), Job(1, WHOLE, Path("c"))]
     assert process_count(recipe(workers=2), recordings, jobs) == 2

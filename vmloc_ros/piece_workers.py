@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import threading
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import cv2
@@ -79,6 +84,10 @@ class Work:
         return open_piece(job.folder, self.names[job.number], self.key, *self.size)
 
 
+class _EndedError(Exception):
+    """A process ended before it had answered."""
+
+
 def make_in_processes(
     work: Work,
     openers: list[Callable[[], Recording]],
@@ -89,26 +98,26 @@ def make_in_processes(
 ) -> None:
     """Makes pieces in processes of one thread each; the first error ends it when the pieces under way are finished.
 
+    Every process has a pipe of its own and shares no lock and no queue with another, so that one that is killed, at
+    whatever moment, is seen as the end of its pipe and holds nobody up. (The pool of `concurrent.futures` waits for
+    ever for a process that it was just starting when another one died.)
+
     Args:
-        openers: of the recordings. What a process starts with must be small: one that dies while more is handed to it
-            than a pipe holds leaves its parent waiting for ever.
+        openers: of the recordings.
+        processes: how many; not more than there are jobs.
         total: how many pieces there are, also those that are made already, for messages.
         advance: is told how many frames have been prepared.
 
     Raises:
         DatasetError, TrainingError: as the process met it; or the system has ended a process.
     """
-    others = multiprocessing.active_children()
     longest_first = sorted(jobs, key=lambda job: job.part == WHOLE, reverse=True)
     try:
-        with ProcessPoolExecutor(
-            processes, multiprocessing.get_context("spawn"), _start_process, (work, openers)
-        ) as pool:
-            _wait_for_all(pool, longest_first, advance)
-    except BrokenProcessPool as error:
-        for child in multiprocessing.active_children():
-            if child not in others:  # started while the pool broke: it would wait for work for ever
-                child.terminate()
+        with _started(processes) as pipes:
+            for pipe in pipes:
+                _tell(pipe, (work, openers))
+            _make_all(pipes, deque(longest_first), advance)
+    except _EndedError as error:
         done = total - sum(work.open(job) is None for job in jobs)
         raise TrainingError(
             f"a process that prepared samples was ended by the system, most likely for want of memory; {done} of "
@@ -116,39 +125,73 @@ def make_in_processes(
         ) from error
 
 
-def _wait_for_all(pool: ProcessPoolExecutor, jobs: list[Job], advance: Callable[[int], None]) -> None:
-    with _single_threaded():
-        waiting = _submitted(pool, jobs)
-    for future in waiting:
-        future.add_done_callback(lambda done: advance(0 if _failed(done) else done.result()))
-    finished, _ = wait(waiting, return_when=FIRST_EXCEPTION)
-    failed = next((future for future in finished if _failed(future)), None)
-    if failed is not None:
-        pool.shutdown(wait=True, cancel_futures=True)
-        failed.result()
+@contextmanager
+def _started(count: int) -> Iterator[list[Connection]]:
+    """Pipes to so many processes, which are gone when the block ends: what they have finished is on the disk."""
+    context = multiprocessing.get_context("spawn")
+    pipes: list[Connection] = []
+    children: list[SpawnProcess] = []
+    try:
+        with _single_threaded():
+            for _ in range(count):
+                ours, theirs = context.Pipe()
+                pipes.append(ours)
+                with theirs:  # once the child has it, only the child does: its death is the end of the pipe
+                    child = context.Process(target=_serve, args=(theirs,), daemon=True)
+                    child.start()  # with little data: a child that dies now does not leave us writing for ever
+                    children.append(child)
+        yield pipes
+    finally:
+        for child in children:
+            child.kill()
+        for child in children:
+            child.join()
+        for pipe in pipes:
+            pipe.close()
 
 
-def _submitted(pool: ProcessPoolExecutor, jobs: list[Job]) -> set[Future[int]]:
-    """Hands all jobs to the pool.
+def _make_all(pipes: list[Connection], waiting: deque[Job], advance: Callable[[int], None]) -> None:
+    """Gives every process one job after the other.
 
     Raises:
-        BrokenProcessPool: a process has died. While the pool starts the next one it takes that one's handles away, and
-            the start fails with an OSError that says nothing of it.
+        _EndedError: a process was killed; at once.
+        Exception: the first that a process met, when all of them have answered.
     """
-    waiting: set[Future[int]] = set()
-    for job in jobs:
-        try:
-            waiting.add(pool.submit(_make, job))
-        except OSError as error:
-            broken = next((f.exception() for f in waiting if f.done() and not f.cancelled() and f.exception()), None)
-            if isinstance(broken, BrokenProcessPool):
-                raise broken from error
-            raise
-    return waiting
+    failed: Exception | None = None
+    busy = pipes[: len(waiting)]
+    for pipe in busy:
+        _tell(pipe, waiting.popleft())
+    while busy:
+        ready = multiprocessing.connection.wait(busy)
+        for pipe in [pipe for pipe in busy if pipe in ready]:
+            answer = _hear(pipe)
+            if isinstance(answer, Exception):
+                failed = failed or answer
+                waiting.clear()
+            else:
+                advance(answer)
+            if waiting:
+                _tell(pipe, waiting.popleft())
+            else:
+                busy.remove(pipe)
+    if failed is not None:
+        raise failed
 
 
-def _failed(future: Future[int]) -> bool:
-    return future.cancelled() or future.exception() is not None
+def _tell(pipe: Connection, what: object) -> None:
+    try:
+        pipe.send(what)
+    except OSError as error:
+        raise _EndedError from error
+
+
+def _hear(pipe: Connection) -> int | Exception:
+    """How many frames the piece has, or what went wrong."""
+    try:
+        answer: int | Exception = pipe.recv()
+    except (EOFError, OSError) as error:
+        raise _EndedError from error
+    return answer
 
 
 @contextmanager
@@ -168,7 +211,7 @@ def _single_threaded() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class _Worker:
-    """What a process of the pool holds: recordings are opened when a first job is of them."""
+    """What a process holds: recordings are opened when a first job is of them."""
 
     work: Work
     openers: list[Callable[[], Recording]]
@@ -180,14 +223,43 @@ class _Worker:
         return self.work.make(job, self.opened[job.number])
 
 
-_worker: list[_Worker] = []  # one per process of the pool
-
-
-def _start_process(work: Work, openers: list[Callable[[], Recording]]) -> None:
+def _serve(pipe: Connection) -> None:
+    """What a process does: it is told the work, and then one job after the other, until it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started this hears it too, and ends this
     cv2.setNumThreads(1)
     logging.getLogger("vmloc_ros").setLevel(logging.ERROR)  # what is left out is reported once, by who started this
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    _worker.append(_Worker(work, openers))
+    try:
+        worker = _Worker(*pipe.recv())
+        while True:
+            job = pipe.recv()
+            pipe.send(_answer(worker, job))
+    except (EOFError, ConnectionError):
+        return  # nobody is there any more
+
+
+def _answer(worker: _Worker, job: Job) -> int | Exception:
+    """The number of frames, or the error with a note of the place where it happened."""
+    try:
+        return worker.make(job)
+    except Exception as error:  # noqa: BLE001 - who started this raises it
+        place = traceback.format_exc()
+        if not _can_be_sent(error):
+            return RuntimeError(f"in a process that prepared samples: {place}")
+        error.add_note(place)
+        return error
+
+
+def _can_be_sent(error: Exception) -> bool:
+    """Whether an error survives the pipe: one that takes further arguments may be sent and yet not be made again.
+
+    A deep copy is made in the same way as what comes out of a pipe.
+    """
+    try:
+        copy.deepcopy(error)
+    except Exception:  # noqa: BLE001 - whatever the error's own constructor raises
+        return False
+    return True
 
 
 def _leave_with_parent() -> None:
@@ -196,7 +268,3 @@ def _leave_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _make(job: Job) -> int:
-    return _worker[0].make(job)
