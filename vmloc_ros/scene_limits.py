@@ -180,7 +180,7 @@ def _judged(
 ) -> SceneLimits:
     """The limits that frames give which are localized rightly: solved again, with the measured tolerance.
 
-    `least_share` is what 99 % of them reach, for now.
+    `least_share` is what 99 % of them reach; `_separated` then sets it against the strangers.
     """
     cells = _joined(readings)
     found = align(cells, runtime.settings(mode))
